@@ -1,0 +1,1 @@
+"""What two model families share and what is easy to get wrong: convolutions, attention, positions, state."""

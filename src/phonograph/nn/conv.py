@@ -1,0 +1,233 @@
+"""Causal convolutions over time, in one pass or in a stream.
+
+Shapes: B batch, T time, C channels. Activations are (B, T, C), contiguous: the channels-last order in which the convolution
+kernels of CPUs and GPUs are fastest, so that no layer copies its input into another order. Weights keep the shape and the
+name of `torch.nn.Conv1d` and `ConvTranspose1d`, so that checkpoints load without renaming; only their strides are
+channels-last.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phonograph.errors import ConfigError, StreamError
+from phonograph.nn.state import State
+
+__all__ = [
+    "Conv1dState",
+    "ConvTranspose1dState",
+    "StreamingConv1d",
+    "StreamingConvTranspose1d",
+    "channels_last_",
+]
+
+
+@dataclass
+class Conv1dState(State):
+    """The last `kernel - stride` inputs (B, kernel - stride, C) and whether there were any, (B,) bool."""
+
+    past: Tensor
+    started: Tensor
+
+
+@dataclass
+class ConvTranspose1dState(State):
+    """The part of the last outputs that further inputs still add to, without bias, (B, kernel - stride, C)."""
+
+    tail: Tensor
+
+
+def channels_last_(module: nn.Conv1d | nn.ConvTranspose1d) -> None:
+    """Lay a convolution's weight (O, I, K) out as (O, K, I) in memory; its shape stays."""
+    weight = module.weight
+    weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _mask_after(x: Tensor, lengths: Tensor, pad_mode: str) -> Tensor:
+    """Replace what lies after each item's own end by what padding the item alone would put there."""
+    position = torch.arange(x.shape[1], device=x.device)
+    inside = (position < lengths[:, None])[..., None]
+    if pad_mode == "constant":
+        return x.masked_fill(~inside, 0)
+    if pad_mode == "replicate":
+        last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, x.shape[2])
+        return torch.where(inside, x, x.gather(1, last))
+    raise ConfigError(
+        f"expected pad_mode 'constant' or 'replicate' for a padded batch, got {pad_mode!r}; encode the items one by one"
+    )
+
+
+def _pad_time(x: Tensor, left: int, right: int, mode: str) -> Tensor:
+    """Pad (B, T, C) along T. Reflection needs more samples than it adds, so a short input is first extended by zeros."""
+    if left == 0 and right == 0:
+        return x
+    if mode == "constant":
+        return F.pad(x, (0, 0, left, right))
+    if mode == "replicate":
+        first, last = x[:, :1].expand(-1, left, -1), x[:, -1:].expand(-1, right, -1)
+        return torch.cat([first, x, last], dim=1)
+    extra = max(0, max(left, right) - x.shape[1] + 1)
+    padded = F.pad(F.pad(x, (0, 0, 0, extra)).transpose(1, 2), (left, right), mode=mode).transpose(1, 2)
+    return padded[:, : padded.shape[1] - extra]
+
+
+class StreamingConv1d(nn.Module):
+    """`Conv1d` over (B, T, C) that pads like a causal stream and can be one.
+
+    In one pass (state None) `kernel - stride` steps are padded on the left and the end is padded until the last window is
+    whole: ceil(T / stride) steps come out. With a state the left padding is what came before and T must be whole strides.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        causal: bool = True,
+        pad_mode: str = "constant",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation, bias=bias)
+        channels_last_(self.conv)
+        self.stride = stride
+        self.dilation = dilation
+        self.context = (kernel_size - 1) * dilation + 1 - stride
+        self.causal = causal
+        self.pad_mode = pad_mode
+
+    def new_state(self, batch_size: int) -> Conv1dState:
+        """A state in which nothing came before.
+
+        Raises:
+            StreamError: the convolution looks ahead, so it cannot run on a stream.
+        """
+        if not self.causal or self.pad_mode == "reflect":
+            raise StreamError(
+                f"expected causal convolutions padded by 'constant' or 'replicate' for a stream, got causal={self.causal}, "
+                f"pad_mode={self.pad_mode!r}; run this model in one pass"
+            )
+        weight = self.conv.weight
+        past = weight.new_zeros(batch_size, self.context, self.conv.in_channels)
+        return Conv1dState(past, torch.zeros(batch_size, dtype=torch.bool, device=weight.device))
+
+    def out_lengths(self, lengths: Tensor) -> Tensor:
+        """Steps that come out for `lengths` steps in."""
+        return torch.div(lengths + self.stride - 1, self.stride, rounding_mode="floor")
+
+    def forward(self, x: Tensor, state: Conv1dState | None = None, lengths: Tensor | None = None) -> Tensor:
+        """(B, T, C_in) -> (B, ceil(T / stride), C_out).
+
+        Args:
+            state: what came before; updated in place. None: nothing did, and nothing is written.
+            lengths: (B,) true lengths of the items; the result up to `out_lengths` is then that of each item alone.
+        """
+        if lengths is not None and self.stride > 1:
+            x = _mask_after(x, lengths, self.pad_mode)
+        if state is not None:
+            assert x.shape[1] % self.stride == 0, "a stream is fed in whole strides"
+            return self._convolve(self._prepend(x, state))
+        if self.causal and self.pad_mode == "constant":
+            # The kernel's own zero padding copies nothing; of what it adds on the right only the last window is wanted.
+            return self._convolve(x, self.context)[:, : self._windows(x)]
+        return self._convolve(self._pad(x))
+
+    def _windows(self, x: Tensor) -> int:
+        return math.ceil(x.shape[1] / self.stride)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        extra = self._windows(x) * self.stride - x.shape[1]
+        right = 0 if self.causal else self.context // 2
+        return _pad_time(x, self.context - right, right + extra, self.pad_mode)
+
+    def _prepend(self, x: Tensor, state: Conv1dState) -> Tensor:
+        if self.context == 0:
+            return x
+        past = state.past
+        if self.pad_mode == "replicate":
+            past = torch.where(state.started[:, None, None], past, x[:, :1])
+        x = torch.cat([past, x], dim=1)
+        state.past.copy_(x[:, -self.context :].detach())
+        state.started.fill_(True)
+        return x
+
+    def _convolve(self, x: Tensor, padding: int = 0) -> Tensor:
+        # A 2-d convolution of height one: the 1-d entry points copy into channels-first order.
+        y = F.conv2d(
+            x.transpose(1, 2).unsqueeze(2),
+            self.conv.weight.unsqueeze(2),
+            self.conv.bias,
+            stride=(1, self.stride),
+            padding=(0, padding),
+            dilation=(1, self.dilation),
+        )
+        return y.squeeze(2).transpose(1, 2)
+
+
+class StreamingConvTranspose1d(nn.Module):
+    """`ConvTranspose1d` over (B, T, C) that gives stride x T steps and can run on a stream.
+
+    The last `kernel - stride` steps, to which further inputs would add, are dropped in one pass (`trim_right_ratio` of them
+    on the right, the rest on the left) and kept in the state of a stream.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int,
+        groups: int = 1,
+        bias: bool = True,
+        causal: bool = True,
+        trim_right_ratio: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
+        channels_last_(self.conv)
+        self.stride = stride
+        self.overlap = kernel_size - stride
+        self.trim_right = math.ceil(self.overlap * trim_right_ratio) if causal else self.overlap // 2
+
+    def new_state(self, batch_size: int) -> ConvTranspose1dState:
+        """A state in which nothing came before.
+
+        Raises:
+            StreamError: part of the trimming is on the left, so outputs depend on later inputs.
+        """
+        if self.trim_right != self.overlap:
+            raise StreamError(
+                "expected causal convolutions and trim_right_ratio=1.0 for a stream, got a transposed convolution trimmed by "
+                f"{self.overlap - self.trim_right} steps on the left; run this model in one pass"
+            )
+        return ConvTranspose1dState(self.conv.weight.new_zeros(batch_size, self.overlap, self.conv.out_channels))
+
+    def forward(self, x: Tensor, state: ConvTranspose1dState | None = None) -> Tensor:
+        """(B, T, C_in) -> (B, stride * T, C_out); `state` is updated in place."""
+        if state is None:
+            y = self._convolve(x, self.conv.bias)
+            return y[:, self.overlap - self.trim_right : y.shape[1] - self.trim_right]
+        y = self._convolve(x, None)
+        if self.overlap:
+            head = y[:, : self.overlap] + state.tail
+            y = torch.cat([head, y[:, self.overlap :]], dim=1)
+            state.tail.copy_(y[:, -self.overlap :].detach())
+            y = y[:, : -self.overlap]
+        return y if self.conv.bias is None else y + self.conv.bias
+
+    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        y = F.conv_transpose2d(
+            x.transpose(1, 2).unsqueeze(2),
+            self.conv.weight.unsqueeze(2),
+            bias,
+            stride=(1, self.stride),
+            groups=self.conv.groups,
+        )
+        return y.squeeze(2).transpose(1, 2)
