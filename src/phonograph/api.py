@@ -1,0 +1,272 @@
+"""Speech to tokens and back in one call.
+
+    import phonograph
+
+    tokens = phonograph.encode("speech.wav")          # bundled model; SpeechTokens
+    tokens.save("speech.mimi")
+    phonograph.decode("speech.mimi").save("back.wav")
+
+Files of any length go through the model block by block; the codes are those of one pass. Short items of a list share batches;
+each gets the codes that it gets alone.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias, Union, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from phonograph import audio
+from phonograph.audio import Audio
+from phonograph.errors import ConfigError, TokenFileError
+from phonograph.models.mimi.configuration_mimi import MimiConfig
+from phonograph.models.mimi.modeling_mimi import MimiEncoderOutput, MimiModel
+from phonograph.streaming import MimiDecoderSession, MimiEncoderSession
+from phonograph.tokens import SpeechTokens, TokenFileHeader
+
+__all__ = ["DEFAULT_CODEC", "codebooks_for_bitrate", "decode", "encode", "load_codec"]
+
+DEFAULT_CODEC = "mimi-mini"
+"""The bundled model that works everywhere without a download."""
+
+Speech: TypeAlias = Union[str, os.PathLike[str], Audio, npt.NDArray[np.float32]]  # noqa: UP007 (a value, on Python 3.10)
+Tokens: TypeAlias = Union[str, os.PathLike[str], SpeechTokens]  # noqa: UP007
+Progress: TypeAlias = Callable[[float], None]
+"""Called with the seconds of audio that were worked through since the call before."""
+
+_BLOCK_FRAMES = 125
+
+
+def load_codec(
+    model: str | os.PathLike[str] | MimiModel, *, device: str = "cpu", dtype: str | torch.dtype = "float32"
+) -> MimiModel:
+    """The model of that name, kept for the next call, or `model` itself.
+
+    Raises:
+        CheckpointError: nothing of that name, or it is no Mimi.
+    """
+    return model if isinstance(model, MimiModel) else _load_codec(os.fspath(model), device, dtype)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_codec(name: str, device: str, dtype: str | torch.dtype) -> MimiModel:
+    return MimiModel.from_pretrained(name, device=device, dtype=dtype)
+
+
+def codebooks_for_bitrate(config: MimiConfig, bits_per_second: float) -> int:
+    """The most codebooks whose codes fit into a bitrate.
+
+    Raises:
+        ConfigError: not even the semantic codebooks do.
+    """
+    bits = config.frame_rate * (config.codebook_size - 1).bit_length()
+    number = min(int(bits_per_second / bits + 1e-9), config.num_quantizers)
+    if number < config.num_semantic_quantizers:
+        least = bits * config.num_semantic_quantizers
+        raise ConfigError(f"expected a bitrate of at least {least:g} bit/s for this model, got {bits_per_second:g}; raise it")
+    return number
+
+
+@overload
+def encode(  # type: ignore[overload-overlap]  # a str is a sequence of str; the first form wins
+    speech: Speech,
+    model: str | os.PathLike[str] | MimiModel = ...,
+    *,
+    num_quantizers: int | None = ...,
+    bitrate: float | None = ...,
+    sampling_rate: int | None = ...,
+    batch_size: int = ...,
+    on_progress: Progress | None = ...,
+) -> SpeechTokens: ...
+@overload
+def encode(
+    speech: Sequence[Speech],
+    model: str | os.PathLike[str] | MimiModel = ...,
+    *,
+    num_quantizers: int | None = ...,
+    bitrate: float | None = ...,
+    sampling_rate: int | None = ...,
+    batch_size: int = ...,
+    on_progress: Progress | None = ...,
+) -> list[SpeechTokens]: ...
+def encode(
+    speech: Speech | Sequence[Speech],
+    model: str | os.PathLike[str] | MimiModel = DEFAULT_CODEC,
+    *,
+    num_quantizers: int | None = None,
+    bitrate: float | None = None,
+    sampling_rate: int | None = None,
+    batch_size: int = 1,
+    on_progress: Progress | None = None,
+) -> SpeechTokens | list[SpeechTokens]:
+    """Speech to tokens.
+
+    Args:
+        speech: a path, an `Audio`, an array (time,) or (channels, time) in [-1, 1], or a list of these. Any rate is resampled
+            to the model's, and two channels are averaged for a mono model.
+        model: name, folder or hub id of a codec, or a loaded model (which also decides device and dtype).
+        num_quantizers: codebooks wanted; None is all, or what `bitrate` (bits per second) has room for.
+        sampling_rate: of arrays, in Hz; None is the model's own.
+        batch_size: items of a list that go through the model together.
+        on_progress: called with seconds of audio as they are done.
+
+    Returns:
+        One SpeechTokens, or a list of them in the order of the list.
+
+    Raises:
+        AudioError: audio that can't be used. CheckpointError, ConfigError: no such model, or options it can't fulfil.
+    """
+    codec = load_codec(model)
+    if num_quantizers is not None and bitrate is not None:
+        raise ConfigError("expected num_quantizers or bitrate, got both; pass one")
+    if bitrate is not None:
+        num_quantizers = codebooks_for_bitrate(codec.config, bitrate)
+    done = on_progress or (lambda seconds: None)
+    if isinstance(speech, (str, os.PathLike, Audio, np.ndarray)):
+        return _encode_stream(codec, _blocks(codec, speech, sampling_rate), num_quantizers, done)
+    results: list[SpeechTokens | None] = [None] * len(speech)
+    for group in _batches(codec, speech, sampling_rate, batch_size):
+        encoded = _encode_batch(codec, [clip for _, clip in group], num_quantizers, done)
+        for (index, _), tokens in zip(group, encoded, strict=True):
+            results[index] = tokens
+    return cast("list[SpeechTokens]", results)
+
+
+@overload
+def decode(  # type: ignore[overload-overlap]  # as above
+    tokens: Tokens,
+    model: str | os.PathLike[str] | MimiModel | None = ...,
+    *,
+    on_progress: Progress | None = ...,
+) -> Audio: ...
+@overload
+def decode(
+    tokens: Sequence[Tokens],
+    model: str | os.PathLike[str] | MimiModel | None = ...,
+    *,
+    on_progress: Progress | None = ...,
+) -> list[Audio]: ...
+def decode(
+    tokens: Tokens | Sequence[Tokens],
+    model: str | os.PathLike[str] | MimiModel | None = None,
+    *,
+    on_progress: Progress | None = None,
+) -> Audio | list[Audio]:
+    """Tokens to speech.
+
+    Args:
+        tokens: a token file's path, a SpeechTokens, or a list of these.
+        model: as in `encode`; None is the model that the tokens name.
+        on_progress: called with seconds of audio as they are done.
+
+    Returns:
+        One Audio at the model's rate, cut to the length of the speech that was encoded where that is known; or a list.
+
+    Raises:
+        TokenFileError: a damaged file, or tokens of another model.
+    """
+    if isinstance(tokens, (str, os.PathLike, SpeechTokens)):
+        return _decode_stream(tokens, model, on_progress or (lambda seconds: None))
+    return [decode(item, model, on_progress=on_progress) for item in tokens]
+
+
+# Encoding ---------------------------------------------------------------------------------------------------------------
+
+
+def _blocks(codec: MimiModel, speech: Speech, sampling_rate: int | None) -> Iterator[Audio]:
+    rate, mono = codec.config.sampling_rate, codec.config.audio_channels == 1
+    size = _BLOCK_FRAMES * codec.frame_samples
+    if isinstance(speech, (str, os.PathLike)):
+        yield from audio.stream(speech, block_samples=size, sampling_rate=rate, mono=mono)
+        return
+    clip = _resampled(codec, speech, sampling_rate)
+    for start in range(0, clip.num_samples, size):
+        yield Audio(clip.samples[:, start : start + size], rate)
+
+
+def _resampled(codec: MimiModel, speech: Speech, sampling_rate: int | None) -> Audio:
+    config = codec.config
+    if isinstance(speech, (str, os.PathLike)):
+        return audio.load(speech, sampling_rate=config.sampling_rate, mono=config.audio_channels == 1)
+    clip = speech if isinstance(speech, Audio) else Audio(speech, sampling_rate or config.sampling_rate)
+    return (clip.mono() if config.audio_channels == 1 else clip).resample(config.sampling_rate)
+
+
+def _encode_stream(codec: MimiModel, blocks: Iterable[Audio], num_quantizers: int | None, done: Progress) -> SpeechTokens:
+    session = MimiEncoderSession(codec, num_quantizers)
+    codes, num_samples = [], 0
+    for block in blocks:
+        codes.append(session.feed(torch.from_numpy(block.samples)))
+        num_samples += block.num_samples
+        done(block.duration_seconds)
+    codes.append(session.flush())
+    return _tokens(codec, torch.cat(codes, dim=-1), num_samples)
+
+
+def _batches(
+    codec: MimiModel, speech: Sequence[Speech], sampling_rate: int | None, batch_size: int
+) -> Iterator[list[tuple[int, Audio]]]:
+    """Items with their places, in groups of similar length, so that little of a batch is padding."""
+    clips = [(index, _resampled(codec, item, sampling_rate)) for index, item in enumerate(speech)]
+    clips.sort(key=lambda pair: pair[1].num_samples)
+    for start in range(0, len(clips), batch_size):
+        yield clips[start : start + batch_size]
+
+
+@torch.inference_mode()
+def _encode_batch(codec: MimiModel, clips: Sequence[Audio], num_quantizers: int | None, done: Progress) -> list[SpeechTokens]:
+    lengths = [clip.num_samples for clip in clips]
+    padded = torch.zeros(len(clips), codec.config.audio_channels, max(lengths), dtype=codec.dtype)
+    for row, clip in zip(padded, clips, strict=True):
+        row[:, : clip.num_samples] = torch.from_numpy(clip.samples)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    output = codec.encode(padded.to(codec.device), mask.to(codec.device), num_quantizers, return_dict=True)
+    codes = cast(Tensor, cast(MimiEncoderOutput, output).audio_codes)
+    frames = codec.get_encoded_length(torch.tensor(lengths)).tolist()
+    done(sum(clip.duration_seconds for clip in clips))
+    return [_tokens(codec, codes[i, :, : frames[i]], length) for i, length in enumerate(lengths)]
+
+
+def _tokens(codec: MimiModel, codes: Tensor, num_samples: int) -> SpeechTokens:
+    header = TokenFileHeader(
+        model_id=codec.config.name_or_path,
+        weights_hash=codec.codebook_hash(),
+        sampling_rate=codec.config.sampling_rate,
+        frame_samples=codec.frame_samples,
+        num_codebooks=codes.shape[0],
+        codebook_size=codec.config.codebook_size,
+    )
+    return SpeechTokens(codes.cpu().numpy(), header, num_samples)
+
+
+# Decoding ---------------------------------------------------------------------------------------------------------------
+
+
+def _decode_stream(item: Tokens, model: str | os.PathLike[str] | MimiModel | None, done: Progress) -> Audio:
+    tokens = item if isinstance(item, SpeechTokens) else SpeechTokens.load(item)
+    codec = _codec_of(tokens, model)
+    session = MimiDecoderSession(codec)
+    pieces = []
+    for codes in np.array_split(tokens.codes, range(_BLOCK_FRAMES, tokens.num_frames, _BLOCK_FRAMES), axis=1):
+        pieces.append(session.feed(torch.from_numpy(codes)).float().cpu().numpy())
+        done(codes.shape[1] / tokens.frame_rate)
+    samples = np.concatenate(pieces, axis=1)
+    return Audio(samples[:, : tokens.num_samples], tokens.sampling_rate)
+
+
+def _codec_of(tokens: SpeechTokens, model: str | os.PathLike[str] | MimiModel | None) -> MimiModel:
+    if model is None and not tokens.model_id:
+        raise TokenFileError("expected tokens that name their model, got tokens that don't; pass model=...")
+    codec = load_codec(tokens.model_id if model is None else model)
+    if tokens.num_frames == 0:
+        raise TokenFileError("expected at least one frame of tokens, got none; encode some speech first")
+    if tokens.weights_hash and tokens.weights_hash != codec.codebook_hash():
+        raise TokenFileError(
+            f"expected tokens of {codec.config.name_or_path or 'this model'}, got tokens of another model "
+            f"({tokens.model_id or 'unnamed'}, codebooks {tokens.weights_hash[:12]}); pass the model that made them"
+        )
+    return codec

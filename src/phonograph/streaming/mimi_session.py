@@ -1,0 +1,149 @@
+"""One live stream through Mimi, either way, exactly as one pass over the whole signal.
+
+    with MimiEncoderSession(model) as session:
+        for chunk in microphone:                # any number of samples
+            codes = session.feed(chunk)         # the frames that it completed: (Q, 0 or more)
+        last = session.flush()                  # the frame that was begun, if any
+
+The model holds only weights, so one model serves any number of sessions.
+"""
+
+from types import TracebackType
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from phonograph.errors import AudioError, ConfigError, StreamError
+from phonograph.models.mimi.modeling_mimi import MimiDecoderOutput, MimiEncoderOutput, MimiModel
+
+__all__ = ["MimiDecoderSession", "MimiEncoderSession"]
+
+S = TypeVar("S", bound="_Session")
+
+
+class _Session:
+    """What both ways share: an end after which nothing may be fed."""
+
+    def __init__(self, model: MimiModel) -> None:
+        self.model = model
+        self._ended = False
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._ended = True
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended:
+            raise StreamError("expected a session that has not ended, got one that has; call reset() to begin a new stream")
+
+
+class MimiEncoderSession(_Session):
+    """Audio in, codes out, one frame (80 ms) behind at most.
+
+    Args:
+        model: shared by as many sessions as wanted; in evaluation mode.
+        num_quantizers: codebooks wanted, the semantic ones first; None is all.
+
+    Raises:
+        ConfigError: num_quantizers out of range. StreamError: a model whose convolutions look ahead.
+    """
+
+    def __init__(self, model: MimiModel, num_quantizers: int | None = None) -> None:
+        super().__init__(model)
+        self.num_quantizers = num_quantizers
+        self._convs = model.new_padding_cache(1)
+        self._transformer = model.encoder_transformer.new_state(1)
+        self._held = torch.zeros(1, model.config.audio_channels, 0, dtype=model.dtype, device=model.device)
+
+    def reset(self) -> None:
+        """Forget everything and begin a new stream."""
+        self._convs.reset()
+        self._transformer.reset()
+        self._held = self._held[..., :0]
+        self._ended = False
+
+    def feed(self, samples: Tensor) -> Tensor:
+        """Take the next samples, (S,) mono or (C, S), and give the codes (Q, F) int64 of the frames now complete.
+
+        Raises:
+            AudioError: another shape. StreamError: the session has ended.
+        """
+        self._refuse_if_ended()
+        channels = self.model.config.audio_channels
+        chunk = samples[None] if samples.dim() == 1 else samples
+        if chunk.dim() != 2 or chunk.shape[0] != channels:
+            raise AudioError(f"expected samples of shape ({channels}, any), got {tuple(samples.shape)}; one stream at a time")
+        self._held = torch.cat([self._held, chunk[None].to(self._held)], dim=-1)
+        whole = self._held.shape[-1] // self.model.frame_samples * self.model.frame_samples
+        ready, self._held = self._held[..., :whole], self._held[..., whole:]
+        return self._encode(ready, None)
+
+    def flush(self) -> Tensor:
+        """End the stream: the codes (Q, 0 or 1) of the samples that did not fill a frame.
+
+        Raises:
+            StreamError: the session has ended.
+        """
+        self._refuse_if_ended()
+        self._ended = True
+        held = self._held.shape[-1]
+        if held == 0:
+            return self._encode(self._held, None)
+        padding = self.model.frame_samples - held
+        mask = torch.arange(self.model.frame_samples, device=self._held.device)[None] < held
+        return self._encode(torch.nn.functional.pad(self._held, (0, padding)), mask)
+
+    @torch.inference_mode()
+    def _encode(self, audio: Tensor, mask: Tensor | None) -> Tensor:
+        if audio.shape[-1] == 0:
+            number = self.num_quantizers or self.model.config.num_quantizers
+            return torch.zeros(number, 0, dtype=torch.int64, device=audio.device)
+        output = self.model.encode(
+            audio,
+            mask,
+            self.num_quantizers,
+            self._transformer,
+            self._convs,
+            use_streaming=True,
+            return_dict=True,
+        )
+        return cast(Tensor, cast(MimiEncoderOutput, output).audio_codes)[0]
+
+
+class MimiDecoderSession(_Session):
+    """Codes in, audio out, without a seam between calls.
+
+    Args:
+        model: shared by as many sessions as wanted; in evaluation mode.
+
+    Raises:
+        StreamError: a model whose convolutions look ahead.
+    """
+
+    def __init__(self, model: MimiModel) -> None:
+        super().__init__(model)
+        self._state = model.new_decoder_state(1)
+
+    def reset(self) -> None:
+        """Forget everything and begin a new stream."""
+        self._state.reset()
+        self._ended = False
+
+    @torch.inference_mode()
+    def feed(self, codes: Tensor) -> Tensor:
+        """Take the next codes (Q, F) and give their audio (C, F x frame).
+
+        Raises:
+            ConfigError: another shape, or codes out of range. StreamError: the session has ended.
+        """
+        self._refuse_if_ended()
+        if codes.dim() != 2:
+            raise ConfigError(f"expected codes of shape (codebooks, frames), got {tuple(codes.shape)}; one stream at a time")
+        if codes.shape[1] == 0:
+            return torch.zeros(self.model.config.audio_channels, 0, dtype=self.model.dtype, device=self.model.device)
+        codes = codes[None].to(self.model.device, torch.int64)
+        output = self.model.decode(codes, decoder_past_key_values=self._state, return_dict=True)
+        return cast(Tensor, cast(MimiDecoderOutput, output).audio_values)[0]
