@@ -9,11 +9,13 @@ Nothing here knows of a model or of torch: arrays are numpy's, shaped (channels,
 convention.
 """
 
+from phonograph.audio.io import WRITABLE_FORMATS as WRITABLE_FORMATS
 from phonograph.audio.io import Audio as Audio
 from phonograph.audio.io import AudioInfo as AudioInfo
 from phonograph.audio.io import info as info
 from phonograph.audio.io import load as load
 from phonograph.audio.io import save as save
+from phonograph.audio.io import save_stream as save_stream
 from phonograph.audio.io import stream as stream
 
-__all__ = ["Audio", "AudioInfo", "info", "load", "save", "stream"]
+__all__ = ["WRITABLE_FORMATS", "Audio", "AudioInfo", "info", "load", "save", "save_stream", "stream"]

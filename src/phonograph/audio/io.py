@@ -15,6 +15,7 @@ import io
 import operator
 import os
 import re
+import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,7 +30,7 @@ import soxr
 from phonograph.errors import AudioError
 from phonograph.files import atomic_write
 
-__all__ = ["Audio", "AudioInfo", "info", "load", "save", "stream"]
+__all__ = ["WRITABLE_FORMATS", "Audio", "AudioInfo", "info", "load", "save", "save_stream", "stream"]
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
@@ -45,6 +46,8 @@ _WRITABLE = {
     "mp3": ("MP3", "MPEG_LAYER_III"),
     "aiff": ("AIFF", "PCM_16"),
 }
+WRITABLE_FORMATS = tuple(_WRITABLE)
+"""What `save` writes, by the suffix of a file."""
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 # Playlist formats are left out on purpose: they would make FFmpeg open other files, or the network, on a
 # stranger's word.
@@ -273,15 +276,31 @@ def save(
             can't hold.
         OutputError: the place can't be written to.
     """
-    audio = _as_audio(samples, sampling_rate)
-    _refuse_non_finite(audio)
-    container, subtype = _output_format(destination, format, subtype)
-    data = _encoded(audio, container, subtype)
-    if isinstance(destination, (str, os.PathLike)):
-        with atomic_write(destination) as file:
-            file.write(data)
-    else:
-        destination.write(data)
+    save_stream(destination, [_as_audio(samples, sampling_rate)], format=format, subtype=subtype)
+
+
+def save_stream(
+    destination: Destination,
+    blocks: Iterable[Audio],
+    *,
+    format: str | None = None,  # noqa: A002 (as in `save`)
+    subtype: str | None = None,
+) -> None:
+    """Write audio that comes block by block, whole or not at all, in memory that does not grow with its length.
+
+    Args:
+        destination, format, subtype: as for `save`.
+        blocks: of one rate and number of channels; at least one.
+
+    Raises:
+        AudioError: no block, blocks that differ, or as for `save`. OutputError: the place can't be written to.
+    """
+    chosen = _output_format(destination, format, subtype)
+    if not isinstance(destination, (str, os.PathLike)):
+        _write_blocks(destination, blocks, *chosen)
+        return
+    with atomic_write(destination) as file:
+        _write_blocks(file, blocks, *chosen)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -746,21 +765,71 @@ def _output_format(destination: Destination, format: str | None, subtype: str | 
     return container, subtype
 
 
-def _encoded(audio: Audio, container: str, subtype: str) -> bytes:
-    """The bytes of the file: made in memory, for libsndfile can't pass on why a write to a disk failed."""
-    buffer = io.BytesIO()
-    values = _quantized(audio.samples, subtype)
+class _Sink(io.RawIOBase):
+    """A file for libsndfile to write to, which can't pass errors on: the first is kept, and raised by `check`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:  # libsndfile reads headers back while it writes some formats
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _write_blocks(file: BinaryIO, blocks: Iterable[Audio], container: str, subtype: str) -> None:
+    target = file if file.seekable() else io.BytesIO()
+    sink, output, first = _Sink(target), None, None
     try:
-        with soundfile.SoundFile(buffer, "w", audio.sampling_rate, audio.num_channels, subtype, format=container) as file:
+        for block in blocks:
+            _refuse_non_finite(block)
+            if first is None or output is None:
+                first, output = block, _opened_output(sink, block, container, subtype)
+            if (block.num_channels, block.sampling_rate) != (first.num_channels, first.sampling_rate):
+                raise AudioError(f"expected blocks like the first, {first!r}, got {block!r}; convert them first")
+            values = _quantized(block.samples, subtype)
             # libsndfile's Vorbis encoder overflows its stack on one long write.
-            for start in range(0, audio.num_samples, _READ_SAMPLES):
-                file.write(np.ascontiguousarray(values[:, start : start + _READ_SAMPLES].T))
+            for start in range(0, block.num_samples, _READ_SAMPLES):
+                output.write(np.ascontiguousarray(values[:, start : start + _READ_SAMPLES].T))
+            sink.check()
+    finally:
+        if output is not None:
+            output.close()
+    sink.check()
+    if first is None:
+        raise AudioError("expected at least one block of audio to write, got none")
+    if target is not file:  # a pipe: headers can only be completed in memory
+        target.seek(0)
+        shutil.copyfileobj(target, file)
+
+
+def _opened_output(sink: _Sink, block: Audio, container: str, subtype: str) -> Any:
+    try:
+        return soundfile.SoundFile(sink, "w", block.sampling_rate, block.num_channels, subtype, format=container)
     except soundfile.SoundFileError as error:
         raise AudioError(
-            f"{container} {subtype} cannot hold {audio.num_channels} channels at {audio.sampling_rate} Hz; "
+            f"{container} {subtype} cannot hold {block.num_channels} channels at {block.sampling_rate} Hz; "
             "resample it or choose another format"
         ) from error
-    return buffer.getvalue()
 
 
 def _quantized(samples: Samples, subtype: str) -> "npt.NDArray[np.float32] | npt.NDArray[np.int32]":
