@@ -137,6 +137,7 @@ def test_other_sample_counts_are_refused(num_samples):
         ({"codebook_size": 1}, "expected codebook_size to be an integer from 2 to 65536, got 1"),
         ({"model_id": "é" * 513}, "expected a model_id of at most 1024 bytes"),
         ({"model_id": "\ud800"}, "expected model_id to be text that UTF-8 can hold"),
+        ({"model_id": "a\0"}, "expected a model_id without NUL characters"),
         ({"model_id": None}, "expected model_id to be text"),
         ({"weights_hash": "ab"}, "expected weights_hash to be empty or 64 lower-case hex digits"),
         ({"weights_hash": "AB" * 32}, "64 lower-case hex digits, not all 0, got 'ABAB"),
@@ -175,7 +176,7 @@ def test_slice_frames_refuses_other_frames(frames):
     num_frames=st.integers(0, 200),
     codebook_size=st.integers(2, 65536),
     known=st.booleans(),
-    model_id=st.text(max_size=20),
+    model_id=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
     weights_hash=st.sampled_from(["", "cd" * 32]),
 )
 def test_every_format_gives_back_what_was_saved(

@@ -38,20 +38,25 @@ _FOREIGN_ERRORS = (
 )
 
 
-def save_tokens(tokens: SpeechTokens, path: str | os.PathLike[str]) -> None:
-    """Write `tokens` in the format of the path's suffix; see `SpeechTokens.save`."""
+def save_tokens(tokens: SpeechTokens, path: str | os.PathLike[str] | BinaryIO) -> None:
+    """Write `tokens` in the format of the path's suffix, or .mimi to a file object; see `SpeechTokens.save`."""
+    if not isinstance(path, str | os.PathLike):
+        _write_mimi(tokens, path)
+        return
     write = _by_suffix(path, {".mimi": _write_mimi, ".npz": _write_npz, ".safetensors": _write_safetensors})
     with atomic_write(path) as file:
         write(tokens, file)
 
 
-def load_tokens(path: str | os.PathLike[str], on_damage: str) -> SpeechTokens:
-    """Read a file of the format of the path's suffix; see `SpeechTokens.load`."""
+def load_tokens(path: str | os.PathLike[str] | BinaryIO, on_damage: str) -> SpeechTokens:
+    """Read a file of the format of the path's suffix, or .mimi from a file object; see `SpeechTokens.load`."""
     if on_damage not in ("raise", "prefix"):
         raise ConfigError(f"expected on_damage to be 'raise' or 'prefix', got {on_damage!r}")
+    if not isinstance(path, str | os.PathLike):
+        return _read_mimi(path, getattr(path, "name", "the token file"), on_damage)
     read = _by_suffix(path, {".mimi": None, ".npz": _read_npz, ".safetensors": _read_safetensors})
     if read is None:
-        return _read_mimi(path, on_damage)
+        return _read_mimi(path, path, on_damage)
     try:
         return SpeechTokens.from_arrays(read(path))
     except OSError as error:
@@ -60,15 +65,15 @@ def load_tokens(path: str | os.PathLike[str], on_damage: str) -> SpeechTokens:
         raise TokenFileError(f"cannot read speech tokens from {path}: {error}") from error
 
 
-def _read_mimi(path: str | os.PathLike[str], on_damage: str) -> SpeechTokens:
-    with TokenReader(path) as reader:
+def _read_mimi(source: str | os.PathLike[str] | BinaryIO, label: object, on_damage: str) -> SpeechTokens:
+    with TokenReader(source) as reader:
         damage = next(iter(reader.damage), reader.incomplete_tail)
         if damage is None:
             return reader.read_frames()
         if on_damage == "prefix":
             return reader.read_frames(0, damage.start_frame)
         raise TokenFileError(
-            f"{path} is damaged: {damage}; pass on_damage='prefix' for the {damage.start_frame} frames before it"
+            f"{label} is damaged: {damage}; pass on_damage='prefix' for the {damage.start_frame} frames before it"
         )
 
 

@@ -35,7 +35,7 @@ class TokenFileHeader:
     """The model, rates and sizes behind an array of codes.
 
     Attributes:
-        model_id: name or hub id of the model, at most 1024 bytes of UTF-8; may be empty.
+        model_id: name or hub id of the model, at most 1024 bytes of UTF-8 without NUL; may be empty.
         weights_hash: hex SHA-256 of the model's codebooks, 64 digits, or empty for unknown.
         sampling_rate: audio samples per second.
         frame_samples: audio samples per frame, 1920 for Mimi.
@@ -118,6 +118,8 @@ class TokenFileHeader:
         try:
             if len(self.model_id.encode()) > MAX_MODEL_ID_BYTES:
                 faults.append(f"expected a model_id of at most {MAX_MODEL_ID_BYTES} bytes, got a longer one")
+            if "\0" in self.model_id:  # an .npz file would lose it at the end
+                faults.append(f"expected a model_id without NUL characters, got {self.model_id!r}")
         except (UnicodeEncodeError, AttributeError):
             faults.append(f"expected model_id to be text that UTF-8 can hold, got {self.model_id!r}")
         text = self.weights_hash

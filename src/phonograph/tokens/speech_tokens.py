@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -172,8 +172,10 @@ class SpeechTokens:
             return cls(_nested_rows(arrays["codes"]), header)
         return cls(_nested_rows(arrays["codes"]), header, _whole_number("num_samples", samples))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Write .mimi, .npz or .safetensors by the path's suffix, whole or not at all, over an older file.
+
+        A binary file object gets .mimi.
 
         Raises:
             ConfigError: another suffix.
@@ -185,7 +187,9 @@ class SpeechTokens:
         save_tokens(self, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, on_damage: Literal["raise", "prefix"] = "raise") -> "SpeechTokens":
+    def load(
+        cls, path: str | os.PathLike[str] | BinaryIO, *, on_damage: Literal["raise", "prefix"] = "raise"
+    ) -> "SpeechTokens":
         """Read a whole .mimi, .npz or .safetensors file, by its suffix.
 
         A .mimi file that ends within a record, as a copy cut short does, counts as damaged. One that ends
@@ -193,7 +197,7 @@ class SpeechTokens:
         num_samples unknown. To follow a file while it is written use TokenReader.
 
         Args:
-            path: the file.
+            path: the file; a seekable binary file object is read as .mimi.
             on_damage: what to do with a damaged .mimi file: "raise", or return the "prefix" before the first
                 damage.
 
