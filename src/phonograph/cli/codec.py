@@ -1,0 +1,429 @@
+"""`phonograph encode` and `phonograph decode`: files to token files and back, one after the other or in batches.
+
+What the model does is phonograph.api's business; here inputs are told from outputs, refusals are collected so that one bad file
+does not stop the others, and what was done is reported.
+"""
+
+import contextlib
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
+
+import typer
+
+from phonograph.cli.console import Progress, error_line, print_json, progress, standard_output
+from phonograph.cli.options import AsJson, Batch, Device, Dtype, Output, Overwrite, Quiet, Threads
+from phonograph.cli.paths import AUDIO_SUFFIXES, STANDARD, TOKEN_SUFFIXES, Job, Outputs, find_inputs, plan
+from phonograph.errors import ConfigError, OutputError, PhonographError
+from phonograph.files import output_error
+
+if TYPE_CHECKING:
+    from phonograph.audio import Audio
+    from phonograph.models.mimi.configuration_mimi import MimiConfig
+    from phonograph.models.mimi.modeling_mimi import MimiModel
+    from phonograph.tokens import SpeechTokens
+
+__all__ = ["decode", "encode"]
+
+_LONGEST_IN_BATCH_SECONDS = 30.0
+_BITRATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(k?)(?:bps|bit/s|b/s)?", re.IGNORECASE)
+_Json = dict[str, Any]
+
+
+@dataclass
+class _Run:
+    """One command over many files: what was done, what was refused, and how that is told."""
+
+    progress: Progress
+    several: bool
+    quiet: bool
+    as_json: bool
+    files: dict[str, _Json] = field(default_factory=dict)
+    errors: list[_Json] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def attempt(self, source: str) -> Iterator[None]:
+        """Among several files, report what this one is refused for and go on; an output that fails ends them all."""
+        try:
+            yield
+        except OutputError:
+            raise
+        except PhonographError as error:
+            if not self.several:
+                raise
+            self.refuse(source, error)
+
+    def refuse(self, source: str | None, error: PhonographError) -> None:
+        """Report one refusal: of a file, or of a folder or pattern that has none."""
+        self.progress.note(error_line(error))
+        self.errors.append({"in": source, "error": str(error)})
+        if source is not None:
+            self.progress.finish()
+
+    def done(self, job: Job, tokens: "SpeechTokens", seconds: float, elapsed: float) -> None:
+        """Report one file that is finished: `seconds` of audio in `elapsed` seconds."""
+        self.progress.finish()
+        self.files[job.source] = {
+            "in": job.source,
+            "out": job.output,
+            "seconds": round(seconds, 6),
+            "frames": tokens.num_frames,
+            "codebooks": tokens.num_codebooks,
+            "bitrate": round(tokens.bitrate, 3),
+            "rtf": round(elapsed / max(seconds, 1e-9), 6),
+        }
+        if self.progress.visible and not self.quiet:
+            self.progress.note(
+                f"{job.source} -> {job.output}: {seconds:.2f} s, {tokens.num_frames} frames, "
+                f"{tokens.bitrate / 1000:.2f} kbit/s, {seconds / max(elapsed, 1e-9):.1f}x real time"
+            )
+
+    def finish(self, jobs: Sequence[Job]) -> None:
+        """Print the JSON if it is wanted; refusals make the exit code 2."""
+        if self.as_json:
+            files = [self.files[job.source] for job in jobs if job.source in self.files]
+            print_json({"files": files, "errors": self.errors})
+        if self.errors:
+            raise typer.Exit(2)
+
+
+@contextlib.contextmanager
+def _run(jobs: Sequence[Job], refused: Sequence[PhonographError], quiet: bool, as_json: bool) -> Iterator[_Run]:
+    if as_json and any(job.output == STANDARD for job in jobs):
+        raise ConfigError("expected stdout for the result or for --json, got both; pass -o FILE")
+    with progress(quiet, len(jobs)) as bars:
+        run = _Run(bars, len(jobs) + len(refused) > 1, quiet, as_json)
+        for error in refused:
+            run.refuse(None, error)
+        yield run
+    run.finish(jobs)
+
+
+def _load_codec(model: str, device: str, dtype: str, threads: int | None) -> "MimiModel":
+    import torch
+
+    from phonograph import api
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return api.load_codec(model, device=device, dtype=dtype)
+
+
+# Encoding ---------------------------------------------------------------------------------------------------------------
+
+
+def encode(
+    speech: Annotated[
+        list[str], typer.Argument(metavar="SPEECH", help="Audio files, folders, patterns such as 'a/**/*.wav', - for stdin.")
+    ],
+    out: Output = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Bundled name, folder or hub id (owner/name) of a codec.")
+    ] = "mimi-mini",
+    codebooks: Annotated[
+        int | None, typer.Option("--codebooks", "-q", help="Codebooks to keep; all by default. Fewer: smaller and rougher.")
+    ] = None,
+    bitrate: Annotated[
+        str | None, typer.Option("--bitrate", "-b", help="Instead: as many codebooks as fit, in bit/s, such as 1100 or 1.1k.")
+    ] = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="Of files in a folder: mimi, npz or safetensors. A file's name picks its own.")
+    ] = "mimi",
+    channel: Annotated[
+        int | None, typer.Option("--channel", help="Take this channel, from 0; needed for files of more than two.")
+    ] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    batch_size: Batch = 1,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn speech into token files.
+
+    Without -o, speech.wav becomes speech.mimi in the current folder, and stdin goes to stdout. Several inputs, or a folder,
+    go to the folder OUT and keep their subfolders. A file that can't be used is reported, the others are done, and the exit
+    code is 2.
+    """
+    inputs, refused = find_inputs(speech, AUDIO_SUFFIXES)
+    jobs = plan(inputs, out, Outputs(TOKEN_SUFFIXES, _known_suffix(file_format, TOKEN_SUFFIXES), overwrite))
+    with _run(jobs, refused, quiet, as_json) as run:
+        codec = _load_codec(model, device, dtype, threads)
+        options = _Encoding(codec, _wanted_codebooks(codec.config, codebooks, bitrate), channel)
+        for group in _groups(jobs, batch_size, run):
+            if len(group) == 1:
+                _encode_one(group[0], options, run)
+            else:
+                _encode_together(group, options, run)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    codec: "MimiModel"
+    codebooks: int | None
+    channel: int | None
+
+
+def _wanted_codebooks(config: "MimiConfig", codebooks: int | None, bitrate: str | None) -> int | None:
+    """Refused here, once, rather than for each file."""
+    from phonograph import api
+
+    if codebooks is not None and bitrate is not None:
+        raise ConfigError("expected --codebooks or --bitrate, got both; pass one")
+    if bitrate is not None:
+        return api.codebooks_for_bitrate(config, _bits_per_second(bitrate))
+    least, most = config.num_semantic_quantizers, config.num_quantizers
+    if codebooks is not None and not least <= codebooks <= most:
+        raise ConfigError(f"expected --codebooks from {least} to {most} for this model, got {codebooks}; choose one of these")
+    return codebooks
+
+
+def _bits_per_second(text: str) -> float:
+    match = _BITRATE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"expected a bitrate in bit/s such as 1100 or 1.1k, got {text!r}; write it like one of these")
+    return float(match[1]) * (1000 if match[2] else 1)
+
+
+def _groups(jobs: Sequence[Job], batch_size: int, run: _Run) -> Iterator[list[Job]]:
+    """Short files of similar length together; long ones alone, as those are streamed in bounded memory."""
+    if batch_size == 1:
+        yield from ([job] for job in jobs)
+        return
+    lengths = {job: None if job.source == STANDARD else _duration(job.source) for job in jobs}
+    short = [job for job, length in lengths.items() if length is not None and length <= _LONGEST_IN_BATCH_SECONDS]
+    short.sort(key=lambda job: lengths[job] or 0.0)
+    yield from ([job] for job in jobs if job not in set(short))
+    for start in range(0, len(short), batch_size):
+        yield short[start : start + batch_size]
+
+
+def _duration(path: str) -> float | None:
+    from phonograph import audio
+
+    # What is wrong with a file is said when its turn comes.
+    with contextlib.suppress(PhonographError):
+        return audio.info(path).duration_seconds
+    return None
+
+
+def _encode_one(job: Job, options: _Encoding, run: _Run) -> None:
+    from phonograph import api
+
+    with run.attempt(job.source):
+        visible = run.progress.visible and job.source != STANDARD
+        run.progress.start(job.source, _duration(job.source) if visible else None)
+        speech = _read_stdin(options) if job.source == STANDARD else job.source
+        started = time.perf_counter()
+        tokens = api.encode(
+            speech,
+            options.codec,
+            num_quantizers=options.codebooks,
+            channel=options.channel,
+            on_progress=run.progress.advance,
+        )
+        elapsed = time.perf_counter() - started
+        _save_tokens(tokens, job)
+        run.done(job, tokens, tokens.duration_seconds, elapsed)
+
+
+def _encode_together(group: Sequence[Job], options: _Encoding, run: _Run) -> None:
+    from phonograph import api, audio
+
+    clips: dict[Job, Audio] = {}
+    started = time.perf_counter()
+    config = options.codec.config
+    for job in group:
+        with run.attempt(job.source):
+            clips[job] = audio.load(
+                job.source,
+                sampling_rate=config.sampling_rate,
+                mono=config.audio_channels == 1,
+                channel=options.channel,
+            )
+    if not clips:
+        return
+    total = sum(clip.duration_seconds for clip in clips.values())
+    run.progress.start(f"{len(clips)} files together", total)
+    encoded = api.encode(
+        list(clips.values()),
+        options.codec,
+        num_quantizers=options.codebooks,
+        batch_size=len(clips),
+        on_progress=run.progress.advance,
+    )
+    elapsed = time.perf_counter() - started
+    for job, tokens in zip(clips, encoded, strict=True):
+        _save_tokens(tokens, job)
+        run.done(job, tokens, tokens.duration_seconds, elapsed * tokens.duration_seconds / total)
+
+
+def _read_stdin(options: _Encoding) -> "Audio":
+    from phonograph import audio
+
+    config = options.codec.config
+    mono = config.audio_channels == 1
+    return audio.load(sys.stdin.buffer, sampling_rate=config.sampling_rate, mono=mono, channel=options.channel)
+
+
+def _save_tokens(tokens: "SpeechTokens", job: Job) -> None:
+    if job.output == STANDARD:
+        with _binary_output() as file:
+            tokens.save(file)
+    else:
+        _make_folder(job.output)
+        tokens.save(job.output)
+
+
+# Decoding ---------------------------------------------------------------------------------------------------------------
+
+
+def decode(
+    tokens: Annotated[
+        list[str],
+        typer.Argument(metavar="TOKENS", help="Token files (.mimi, .npz, .safetensors), folders, patterns, - for stdin."),
+    ],
+    out: Output = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The codec that made the tokens; by default the one that they name.")
+    ] = None,
+    codebooks: Annotated[
+        int | None, typer.Option("--codebooks", "-q", help="Use only the first so many codebooks of the tokens.")
+    ] = None,
+    start: Annotated[float, typer.Option("--start", metavar="SECONDS", help="Where to begin.")] = 0.0,
+    end: Annotated[float | None, typer.Option("--end", metavar="SECONDS", help="Where to stop; at the end by default.")] = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="Of files in a folder and of stdout: wav, flac, ogg, opus, mp3 or aiff.")
+    ] = "wav",
+    on_damage: Annotated[
+        str, typer.Option("--on-damage", help="With a damaged .mimi file: raise refuses it, prefix takes what comes before.")
+    ] = "raise",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn token files back into speech.
+
+    Without -o, speech.mimi becomes speech.wav in the current folder, and stdin goes to stdout. Several inputs, or a folder, go
+    to the folder OUT and keep their subfolders. A file that can't be used is reported, the others are done, and the exit code
+    is 2.
+    """
+    from phonograph.audio import WRITABLE_FORMATS
+
+    suffixes = tuple(f".{name}" for name in WRITABLE_FORMATS)
+    if on_damage not in ("raise", "prefix"):
+        raise ConfigError(f"expected --on-damage raise or prefix, got {on_damage!r}; choose one")
+    inputs, refused = find_inputs(tokens, TOKEN_SUFFIXES)
+    jobs = plan(inputs, out, Outputs(suffixes, _known_suffix(file_format, suffixes), overwrite))
+    with _run(jobs, refused, quiet, as_json) as run:
+        load = _CodecOf(model, device, dtype, threads)
+        options = _Decoding(codebooks, start, end, file_format.lower(), cast('Literal["raise", "prefix"]', on_damage))
+        for job in jobs:
+            _decode_one(job, load, options, run)
+
+
+@dataclass(frozen=True)
+class _CodecOf:
+    """The codec that was asked for, or the one that the tokens name."""
+
+    model: str | None
+    device: str
+    dtype: str
+    threads: int | None
+
+    def __call__(self, tokens: "SpeechTokens") -> "MimiModel | None":
+        name = tokens.model_id if self.model is None else self.model
+        return _load_codec(name, self.device, self.dtype, self.threads) if name else None
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    codebooks: int | None
+    start_seconds: float
+    end_seconds: float | None
+    file_format: str
+    on_damage: Literal["raise", "prefix"]
+
+
+def _decode_one(job: Job, load: _CodecOf, options: _Decoding, run: _Run) -> None:
+    from phonograph import api
+
+    with run.attempt(job.source):
+        tokens = _load_tokens(job.source, options)
+        codec = load(tokens)
+        run.progress.start(job.source, tokens.duration_seconds)
+        started = time.perf_counter()
+        speech = api.decode(
+            tokens,
+            codec,
+            start_seconds=options.start_seconds,
+            end_seconds=options.end_seconds,
+            on_progress=run.progress.advance,
+        )
+        elapsed = time.perf_counter() - started
+        _save_speech(speech, job, options)
+        run.done(job, tokens, speech.duration_seconds, elapsed)
+
+
+def _load_tokens(source: str, options: _Decoding) -> "SpeechTokens":
+    from phonograph.tokens import SpeechTokens
+
+    if source == STANDARD:
+        file = io.BytesIO(sys.stdin.buffer.read())
+        file.name = "standard input"  # what messages call it
+        tokens = SpeechTokens.load(file, on_damage=options.on_damage)
+    else:
+        tokens = SpeechTokens.load(source, on_damage=options.on_damage)
+    number = options.codebooks
+    if number is not None and not 1 <= number <= tokens.num_codebooks:
+        raise ConfigError(
+            f"expected --codebooks from 1 to {tokens.num_codebooks} for {source}, got {number}; choose one of these"
+        )
+    return tokens if number is None else tokens.truncate(number)
+
+
+def _save_speech(speech: "Audio", job: Job, options: _Decoding) -> None:
+    from phonograph import audio
+
+    if job.output == STANDARD:
+        with _binary_output() as file:
+            audio.save(file, speech, format=options.file_format)
+    else:
+        _make_folder(job.output)
+        speech.save(job.output)
+
+
+# Files ------------------------------------------------------------------------------------------------------------------
+
+
+def _known_suffix(file_format: str, suffixes: Sequence[str]) -> str:
+    suffix = "." + file_format.lower().removeprefix(".")
+    if suffix not in suffixes:
+        names = ", ".join(name[1:] for name in suffixes)
+        raise ConfigError(f"expected --format to be one of {names}, got {file_format!r}; choose one of these")
+    return suffix
+
+
+def _make_folder(path: str) -> None:
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+@contextlib.contextmanager
+def _binary_output() -> Iterator[BinaryIO]:
+    if sys.stdout.isatty():
+        raise OutputError("expected a file or a program behind stdout, got a terminal, which can't show this; pass -o FILE")
+    with standard_output() as file:
+        yield file.buffer

@@ -1,0 +1,21 @@
+"""The options that several commands share, each declared once."""
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["AsJson", "Batch", "Device", "Dtype", "Output", "Overwrite", "Quiet", "Threads"]
+
+Output = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="OUT", help="A file for one input, or a folder, or - for stdout. Folders are made."),
+]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="Type to compute in: float32, bfloat16, float16, float64, or auto for the file's own.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; PyTorch's choice by default.")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Files shorter than 30 s that are encoded together.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist; otherwise that is refused at once.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no summary, errors only.")]

@@ -1,0 +1,70 @@
+"""docs/command-line.md is true: its examples run, and it names every option that there is."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from phonograph import MimiConfig, SpeechTokens
+from phonograph.cli.app import app
+
+Run = Callable[..., "object"]
+
+TEXT = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+LINES = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def section(title: str) -> str:
+    """From the heading to the next of the same level."""
+    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_examples_run(run: Run, work: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("talks/a.wav", "more/x/b.flac"):
+        Path(place).parent.mkdir(parents=True)
+        shutil.copy("speech.wav", place)
+    Path("tokens").mkdir()
+    SpeechTokens.load("speech.mimi").save("tokens/talk.mimi")
+    MimiConfig.from_pretrained("mimi-mini").save_pretrained("my-mimi")
+    (work / "clips").mkdir()
+    shutil.copy("speech.wav", "clips/one.flac")
+    monkeypatch.setattr("phonograph.loading.hub.BUNDLED_SPEECH", work / "clips")
+    if line == "phonograph encode speech.wav":
+        Path("speech.mimi").unlink()
+    assert line.startswith("phonograph ")
+    line, _, redirected = line.partition(" < ")
+    result = run(*shlex.split(line)[1:], stdin=Path(redirected.split(" > ")[0]).read_bytes() if redirected else b"")
+    assert (result.code, result.err) == (0, "")
+    assert len(result.out) > 100 or not redirected
+
+
+def options() -> list[tuple[str, str]]:
+    """(section, option) of every command."""
+    found = []
+    group = typer.main.get_command(app)
+    commands = {**group.commands, **group.commands["config"].commands}
+    del commands["config"]
+    for name, command in commands.items():
+        title = "config" if name in group.commands["config"].commands else name
+        found += [(title, option) for parameter in command.params for option in parameter.opts if option.startswith("-")]
+    return [pair for pair in found if pair[1] != "--help"]
+
+
+@pytest.mark.parametrize(("title", "option"), sorted(set(options())))
+def test_every_option_is_explained(title: str, option: str) -> None:
+    assert re.search(rf"(?<=[ `]){option}(?=[ `])|(?<=[ `]){option}$", section(title), re.MULTILINE)
+
+
+@pytest.mark.parametrize("title", ["encode", "decode", "info", "demo", "config"])
+def test_no_option_is_invented(title: str) -> None:
+    known = {option for name, option in options() if name == title}
+    assert set(re.findall(r"(?<=[ `])--[a-z][a-z-]*", section(title))) <= known
