@@ -11,6 +11,7 @@ each gets the codes that it gets alone.
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias, Union, cast, overload
@@ -47,14 +48,24 @@ def load_codec(
     """The model of that name, kept for the next call, or `model` itself.
 
     Raises:
-        CheckpointError: nothing of that name, or it is no Mimi.
+        CheckpointError: nothing of that name, or it is no Mimi. ConfigError: a device or dtype that does not work here.
     """
     return model if isinstance(model, MimiModel) else _load_codec(os.fspath(model), device, dtype)
 
 
 @functools.lru_cache(maxsize=1)
 def _load_codec(name: str, device: str, dtype: str | torch.dtype) -> MimiModel:
+    _refuse_unusable(device)
     return MimiModel.from_pretrained(name, device=device, dtype=dtype)
+
+
+def _refuse_unusable(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    # Each backend that is missing has its own way to say so; a build without CUDA asserts.
+    except (RuntimeError, AssertionError) as error:
+        here = ", ".join(["cpu", *(name for name in ("cuda", "mps") if getattr(torch, name).is_available())])
+        raise ConfigError(f"expected a device that works here ({here}), got {device!r}; choose one of these") from error
 
 
 def codebooks_for_bitrate(config: MimiConfig, bits_per_second: float) -> int:
@@ -79,6 +90,7 @@ def encode(  # type: ignore[overload-overlap]  # a str is a sequence of str; the
     num_quantizers: int | None = ...,
     bitrate: float | None = ...,
     sampling_rate: int | None = ...,
+    channel: int | None = ...,
     batch_size: int = ...,
     on_progress: Progress | None = ...,
 ) -> SpeechTokens: ...
@@ -90,6 +102,7 @@ def encode(
     num_quantizers: int | None = ...,
     bitrate: float | None = ...,
     sampling_rate: int | None = ...,
+    channel: int | None = ...,
     batch_size: int = ...,
     on_progress: Progress | None = ...,
 ) -> list[SpeechTokens]: ...
@@ -100,6 +113,7 @@ def encode(
     num_quantizers: int | None = None,
     bitrate: float | None = None,
     sampling_rate: int | None = None,
+    channel: int | None = None,
     batch_size: int = 1,
     on_progress: Progress | None = None,
 ) -> SpeechTokens | list[SpeechTokens]:
@@ -111,6 +125,7 @@ def encode(
         model: name, folder or hub id of a codec, or a loaded model (which also decides device and dtype).
         num_quantizers: codebooks wanted; None is all, or what `bitrate` (bits per second) has room for.
         sampling_rate: of arrays, in Hz; None is the model's own.
+        channel: of files, take this channel alone, counted from 0; needed for files of more than two.
         batch_size: items of a list that go through the model together.
         on_progress: called with seconds of audio as they are done.
 
@@ -121,15 +136,17 @@ def encode(
         AudioError: audio that can't be used. CheckpointError, ConfigError: no such model, or options it can't fulfil.
     """
     codec = load_codec(model)
+    if batch_size < 1:
+        raise ConfigError(f"expected a batch_size of at least 1, got {batch_size}")
     if num_quantizers is not None and bitrate is not None:
         raise ConfigError("expected num_quantizers or bitrate, got both; pass one")
     if bitrate is not None:
         num_quantizers = codebooks_for_bitrate(codec.config, bitrate)
     done = on_progress or (lambda seconds: None)
     if isinstance(speech, (str, os.PathLike, Audio, np.ndarray)):
-        return _encode_stream(codec, _blocks(codec, speech, sampling_rate), num_quantizers, done)
+        return _encode_stream(codec, _blocks(codec, speech, sampling_rate, channel), num_quantizers, done)
     results: list[SpeechTokens | None] = [None] * len(speech)
-    for group in _batches(codec, speech, sampling_rate, batch_size):
+    for group in _batches(codec, speech, sampling_rate, channel, batch_size):
         encoded = _encode_batch(codec, [clip for _, clip in group], num_quantizers, done)
         for (index, _), tokens in zip(group, encoded, strict=True):
             results[index] = tokens
@@ -141,6 +158,8 @@ def decode(  # type: ignore[overload-overlap]  # as above
     tokens: Tokens,
     model: str | os.PathLike[str] | MimiModel | None = ...,
     *,
+    start_seconds: float = ...,
+    end_seconds: float | None = ...,
     on_progress: Progress | None = ...,
 ) -> Audio: ...
 @overload
@@ -148,12 +167,16 @@ def decode(
     tokens: Sequence[Tokens],
     model: str | os.PathLike[str] | MimiModel | None = ...,
     *,
+    start_seconds: float = ...,
+    end_seconds: float | None = ...,
     on_progress: Progress | None = ...,
 ) -> list[Audio]: ...
 def decode(
     tokens: Tokens | Sequence[Tokens],
     model: str | os.PathLike[str] | MimiModel | None = None,
     *,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
     on_progress: Progress | None = None,
 ) -> Audio | list[Audio]:
     """Tokens to speech.
@@ -161,37 +184,45 @@ def decode(
     Args:
         tokens: a token file's path, a SpeechTokens, or a list of these.
         model: as in `encode`; None is the model that the tokens name.
+        start_seconds, end_seconds: the part wanted, to the sample; what the model remembers of the time before is decoded
+            with it, so that the part sounds as it does in the whole.
         on_progress: called with seconds of audio as they are done.
 
     Returns:
         One Audio at the model's rate, cut to the length of the speech that was encoded where that is known; or a list.
 
     Raises:
-        TokenFileError: a damaged file, or tokens of another model.
+        TokenFileError: a damaged file, or tokens of another model. ConfigError: a part that the tokens don't have.
     """
     if isinstance(tokens, (str, os.PathLike, SpeechTokens)):
-        return _decode_stream(tokens, model, on_progress or (lambda seconds: None))
-    return [decode(item, model, on_progress=on_progress) for item in tokens]
+        whole = tokens if isinstance(tokens, SpeechTokens) else SpeechTokens.load(tokens)
+        codec = _codec_of(whole, model)
+        part, skipped, length = _part(whole, codec.config, start_seconds, end_seconds)
+        speech = _decode_stream(codec, part, on_progress or (lambda seconds: None))
+        return Audio(speech[:, skipped : skipped + length], whole.sampling_rate)
+    return [
+        decode(item, model, start_seconds=start_seconds, end_seconds=end_seconds, on_progress=on_progress) for item in tokens
+    ]
 
 
 # Encoding ---------------------------------------------------------------------------------------------------------------
 
 
-def _blocks(codec: MimiModel, speech: Speech, sampling_rate: int | None) -> Iterator[Audio]:
+def _blocks(codec: MimiModel, speech: Speech, sampling_rate: int | None, channel: int | None) -> Iterator[Audio]:
     rate, mono = codec.config.sampling_rate, codec.config.audio_channels == 1
     size = _BLOCK_FRAMES * codec.frame_samples
     if isinstance(speech, (str, os.PathLike)):
-        yield from audio.stream(speech, block_samples=size, sampling_rate=rate, mono=mono)
+        yield from audio.stream(speech, block_samples=size, sampling_rate=rate, mono=mono, channel=channel)
         return
-    clip = _resampled(codec, speech, sampling_rate)
+    clip = _resampled(codec, speech, sampling_rate, channel)
     for start in range(0, clip.num_samples, size):
         yield Audio(clip.samples[:, start : start + size], rate)
 
 
-def _resampled(codec: MimiModel, speech: Speech, sampling_rate: int | None) -> Audio:
+def _resampled(codec: MimiModel, speech: Speech, sampling_rate: int | None, channel: int | None) -> Audio:
     config = codec.config
     if isinstance(speech, (str, os.PathLike)):
-        return audio.load(speech, sampling_rate=config.sampling_rate, mono=config.audio_channels == 1)
+        return audio.load(speech, sampling_rate=config.sampling_rate, mono=config.audio_channels == 1, channel=channel)
     clip = speech if isinstance(speech, Audio) else Audio(speech, sampling_rate or config.sampling_rate)
     return (clip.mono() if config.audio_channels == 1 else clip).resample(config.sampling_rate)
 
@@ -208,10 +239,10 @@ def _encode_stream(codec: MimiModel, blocks: Iterable[Audio], num_quantizers: in
 
 
 def _batches(
-    codec: MimiModel, speech: Sequence[Speech], sampling_rate: int | None, batch_size: int
+    codec: MimiModel, speech: Sequence[Speech], sampling_rate: int | None, channel: int | None, batch_size: int
 ) -> Iterator[list[tuple[int, Audio]]]:
     """Items with their places, in groups of similar length, so that little of a batch is padding."""
-    clips = [(index, _resampled(codec, item, sampling_rate)) for index, item in enumerate(speech)]
+    clips = [(index, _resampled(codec, item, sampling_rate, channel)) for index, item in enumerate(speech)]
     clips.sort(key=lambda pair: pair[1].num_samples)
     for start in range(0, len(clips), batch_size):
         yield clips[start : start + batch_size]
@@ -246,16 +277,36 @@ def _tokens(codec: MimiModel, codes: Tensor, num_samples: int) -> SpeechTokens:
 # Decoding ---------------------------------------------------------------------------------------------------------------
 
 
-def _decode_stream(item: Tokens, model: str | os.PathLike[str] | MimiModel | None, done: Progress) -> Audio:
-    tokens = item if isinstance(item, SpeechTokens) else SpeechTokens.load(item)
-    codec = _codec_of(tokens, model)
+def _decode_stream(codec: MimiModel, tokens: SpeechTokens, done: Progress) -> npt.NDArray[np.float32]:
     session = MimiDecoderSession(codec)
     pieces = []
     for codes in np.array_split(tokens.codes, range(_BLOCK_FRAMES, tokens.num_frames, _BLOCK_FRAMES), axis=1):
         pieces.append(session.feed(torch.from_numpy(codes)).float().cpu().numpy())
         done(codes.shape[1] / tokens.frame_rate)
-    samples = np.concatenate(pieces, axis=1)
-    return Audio(samples[:, : tokens.num_samples], tokens.sampling_rate)
+    return np.concatenate(pieces, axis=1)
+
+
+def _part(tokens: SpeechTokens, config: MimiConfig, start: float, end: float | None) -> tuple[SpeechTokens, int, int]:
+    """The frames to decode for a part in seconds, the samples to skip of their audio, and those to keep."""
+    first, last = tokens.header.frame_range(start, end, tokens.num_frames)
+    total = tokens.num_frames * tokens.frame_samples if tokens.num_samples is None else tokens.num_samples
+    begin = round(min(start * tokens.sampling_rate, total))
+    stop = total if end is None else round(min(end * tokens.sampling_rate, total))
+    if begin >= stop:
+        raise ConfigError(
+            f"expected a part of the {total / tokens.sampling_rate:.2f} s that these tokens hold, got {start:g} to "
+            f"{'the end' if end is None else f'{end:g}'} s; start earlier or end later"
+        )
+    first = max(0, first - _past_frames(config))
+    return tokens.slice_frames(first, last), begin - first * tokens.frame_samples, stop - begin
+
+
+def _past_frames(config: MimiConfig) -> int:
+    """More frames than the decoder can look back over: each layer's window or kernel, at the slowest rate it may run at."""
+    steps = config.num_hidden_layers * config.sliding_window + config.kernel_size + config.last_kernel_size
+    growth: int = config.dilation_growth_rate**config.num_residual_layers
+    steps += len(config.upsampling_ratios) * (2 + config.num_residual_layers * config.residual_kernel_size * growth)
+    return math.ceil(steps * config.frame_rate / config.encodec_frame_rate) + 2
 
 
 def _codec_of(tokens: SpeechTokens, model: str | os.PathLike[str] | MimiModel | None) -> MimiModel:

@@ -41,7 +41,7 @@ from typing import (
 from phonograph.errors import ConfigError
 from phonograph.files import atomic_write, output_error
 
-__all__ = ["ACTIVATIONS", "Field", "PreTrainedConfig", "PretrainedConfig", "Relation", "Rule", "field_rules"]
+__all__ = ["ACTIVATIONS", "DTYPES", "Field", "PreTrainedConfig", "PretrainedConfig", "Relation", "Rule", "field_rules"]
 
 CONFIG_NAME = "config.json"
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")

@@ -98,8 +98,8 @@ def resolve_weights(name_or_path: str | os.PathLike[str], **hub_options: Any) ->
 
 def _shard_names(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        return sorted({os.fspath(shard) for shard in json.loads(index.read_bytes())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"expected a JSON object with a weight_map in {index}, got something else ({error}); fetch the file again"
         ) from error

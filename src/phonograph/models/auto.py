@@ -46,11 +46,11 @@ def _class(path: str) -> Any:
 
 
 def _family(model_type: object, origin: str) -> _Family:
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ConfigError(
             f"expected a model_type of {', '.join(_FAMILIES)} in {origin}, got {model_type!r}; phonograph has no such model"
         )
-    return _FAMILIES[str(model_type)]
+    return _FAMILIES[model_type]
 
 
 def _family_of(name_or_path: str | os.PathLike[str], where: dict[str, Any]) -> _Family:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from phonograph.configuration import PreTrainedConfig
+from phonograph.configuration import DTYPES, PreTrainedConfig
 from phonograph.errors import ConfigError
 from phonograph.loading import hub, weights
 
@@ -164,6 +164,6 @@ class PreTrainedModel(nn.Module):
 def _weights_dtype(dtype: torch.dtype | str | None, config: PreTrainedConfig) -> torch.dtype:
     name = (config.dtype if dtype == "auto" else dtype) or "float32"
     found = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(f"expected a floating-point dtype such as float32 or bfloat16, got {name!r}; pass another dtype")
+    if not isinstance(found, torch.dtype) or str(found).removeprefix("torch.") not in DTYPES:
+        raise ConfigError(f"expected a floating-point dtype ({', '.join(DTYPES)}), got {name!r}; pass one of these")
     return found

@@ -21,6 +21,7 @@ __all__ = [
     "RingStep",
     "attention_function",
     "cached_attention",
+    "new_attention_state",
     "ring_step",
     "windowed_attention",
 ]
@@ -28,7 +29,7 @@ __all__ = [
 
 @dataclass
 class AttentionState(State):
-    """A ring of the last W keys and values, each (B, K, W, D), already rotated; step p lies in slot p mod W."""
+    """A ring of R > W last keys and values, each (B, K, R, D), already rotated; step p lies in slot p mod R."""
 
     keys: Tensor
     values: Tensor
@@ -36,10 +37,19 @@ class AttentionState(State):
 
 @dataclass(frozen=True)
 class RingStep:
-    """What each new query sees, (B, 1, T, W + T) bool, and the slots the new keys go to, (B, T) int64."""
+    """What each new query sees, the slots (B, T) int64 that the new keys go to, and whether they can go there first.
+
+    A few steps fit into slots that no query sees any more: they are written, and the mask is (B, 1, T, R) over the ring. More
+    steps are appended to the ring for the attention and written after it: the mask is (B, 1, T, R + T).
+    """
 
     mask: Tensor
     slots: Tensor
+    fits: bool
+    active: Tensor | None
+
+
+_RING_ALIGNMENT = 16
 
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, "Tensor | None", float], Tensor]
@@ -109,17 +119,30 @@ def windowed_attention(
     return torch.cat(blocks, dim=2)
 
 
-def ring_step(seen: Tensor, steps: int, window: int) -> RingStep:
-    """What all layers share when B streams, `seen` (B,) int64 steps old, go on by `steps` <= window steps."""
-    assert steps <= window, "more steps than the ring holds would overwrite keys that are still seen"
-    newest = seen[:, None] - 1
-    age = (newest - torch.arange(window, device=seen.device)) % window
-    ring = newest - age  # the position each slot holds; negative where nothing was written yet
+def new_attention_state(batch_size: int, heads: int, window: int, like: Tensor) -> AttentionState:
+    """An empty ring for keys and values (B, heads, W, D), in the dtype and on the device of `like` (D,)."""
+    capacity = -(-(window + 1) // _RING_ALIGNMENT) * _RING_ALIGNMENT
+    shape = (batch_size, heads, capacity, like.shape[0])
+    return AttentionState(like.new_zeros(shape), like.new_zeros(shape))
+
+
+def ring_step(seen: Tensor, steps: int, window: int, state: AttentionState, active: Tensor | None = None) -> RingStep:
+    """What all layers share when B streams, `seen` (B,) int64 steps old, go on by `steps` <= window steps.
+
+    Streams where `active` (B,) bool is false get arbitrary results and keep their state.
+    """
+    assert steps <= window, "more steps than the window would overwrite keys that are still seen"
+    capacity = state.keys.shape[2]
+    fits = steps <= capacity - window + 1  # no slot that is written now is still seen by a query of this step
     offset = torch.arange(steps, device=seen.device)
-    ring_distance = (seen[:, None] + offset)[:, :, None] - ring[:, None, :]
-    ring_visible = (ring[:, None, :] >= 0) & (ring_distance < window)
-    new_visible = (offset[:, None] >= offset).expand(seen.shape[0], -1, -1)
-    return RingStep(torch.cat([ring_visible, new_visible], dim=2)[:, None], (seen[:, None] + offset) % window)
+    slots = torch.arange(capacity, device=seen.device)
+    newest = seen[:, None] + (steps - 1 if fits else -1)
+    held = newest - (newest - slots) % capacity  # the position in each slot; negative where nothing was written yet
+    distance = (seen[:, None] + offset)[:, :, None] - held[:, None, :]
+    mask = (held[:, None, :] >= 0) & (distance >= 0) & (distance < window)
+    if not fits:
+        mask = torch.cat([mask, (offset[:, None] >= offset).expand(seen.shape[0], -1, -1)], dim=2)
+    return RingStep(mask[:, None], (seen[:, None] + offset) % capacity, fits, active)
 
 
 def cached_attention(
@@ -133,12 +156,22 @@ def cached_attention(
     Returns:
         (B, H, T, D).
     """
+    attend = attention_function(implementation)
+    if step.fits:
+        _write(state, step, keys, values)
+        return attend(queries, state.keys, state.values, step.mask, 0.0)
     all_keys, all_values = torch.cat([state.keys, keys], dim=2), torch.cat([state.values, values], dim=2)
-    out = attention_function(implementation)(queries, all_keys, all_values, step.mask, 0.0)
-    index = step.slots[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-    state.keys.scatter_(2, index, keys.detach())
-    state.values.scatter_(2, index, values.detach())
+    out = attend(queries, all_keys, all_values, step.mask, 0.0)
+    _write(state, step, keys, values)
     return out
+
+
+def _write(state: AttentionState, step: RingStep, keys: Tensor, values: Tensor) -> None:
+    index = step.slots[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+    for ring, new in ((state.keys, keys), (state.values, values)):
+        if step.active is not None:
+            new = torch.where(step.active[:, None, None, None], new, ring.gather(2, index))
+        ring.scatter_(2, index, new.detach())
 
 
 def _window_mask(start: int, end: int, first: int, last: int, window: int, device: torch.device) -> Tensor:

@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phonograph.errors import ConfigError, StreamError
-from phonograph.nn.state import State
+from phonograph.nn.packed import (
+    Derived,
+    fast_path,
+    pack_linear,
+    packed_conv,
+    packed_conv_transpose,
+    packed_linear,
+)
+from phonograph.nn.state import State, remember
 
 __all__ = [
     "Conv1dState",
@@ -54,7 +62,7 @@ def _mask_after(x: Tensor, lengths: Tensor, pad_mode: str) -> Tensor:
         return x.masked_fill(~inside, 0)
     if pad_mode == "replicate":
         last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, x.shape[2])
-        return torch.where(inside, x, x.gather(1, last))
+        return torch.where(inside, x, x.gather(1, last).masked_fill((lengths == 0)[:, None, None], 0))
     raise ConfigError(
         f"expected pad_mode 'constant' or 'replicate' for a padded batch, got {pad_mode!r}; encode the items one by one"
     )
@@ -99,8 +107,10 @@ class StreamingConv1d(nn.Module):
         self.stride = stride
         self.dilation = dilation
         self.context = (kernel_size - 1) * dilation + 1 - stride
+        self.pointwise = kernel_size == stride == 1
         self.causal = causal
         self.pad_mode = pad_mode
+        self._packed = Derived()
 
     def new_state(self, batch_size: int) -> Conv1dState:
         """A state in which nothing came before.
@@ -121,22 +131,41 @@ class StreamingConv1d(nn.Module):
         """Steps that come out for `lengths` steps in."""
         return torch.div(lengths + self.stride - 1, self.stride, rounding_mode="floor")
 
-    def forward(self, x: Tensor, state: Conv1dState | None = None, lengths: Tensor | None = None) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, state: Conv1dState | None, active: Tensor | None) -> Tensor:
+        """residual (B, T, C_out) + forward(x), for a stride of one, in one kernel where there is one."""
+        if not (self.pointwise and fast_path(x, self)):
+            return residual + self.forward(x, state, None, active)
+        rows = residual.reshape(-1, self.conv.out_channels)
+        return packed_linear(x.flatten(0, 1), self._packed_matrix(), self.conv.bias, rows).view(residual.shape)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Conv1dState | None = None,
+        lengths: Tensor | None = None,
+        active: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, C_in) -> (B, ceil(T / stride), C_out).
 
         Args:
             state: what came before; updated in place. None: nothing did, and nothing is written.
+            active: (B,) bool, the streams whose state moves on; None is all.
             lengths: (B,) true lengths of the items; the result up to `out_lengths` is then that of each item alone.
         """
-        if lengths is not None and self.stride > 1:
+        if lengths is not None and (self.stride > 1 or not self.causal):
             x = _mask_after(x, lengths, self.pad_mode)
         if state is not None:
             assert x.shape[1] % self.stride == 0, "a stream is fed in whole strides"
-            return self._convolve(self._prepend(x, state))
-        if self.causal and self.pad_mode == "constant":
+            return self._convolve(self._prepend(x, state, active))
+        if self.causal and self.pad_mode == "constant" and self.context >= self.stride - 1:
             # The kernel's own zero padding copies nothing; of what it adds on the right only the last window is wanted.
             return self._convolve(x, self.context)[:, : self._windows(x)]
         return self._convolve(self._pad(x))
+
+    def _packed_matrix(self) -> Tensor:
+        weight = self.conv.weight
+        matrix: Tensor = self._packed.get(lambda: pack_linear(weight.squeeze(2)), weight)
+        return matrix
 
     def _windows(self, x: Tensor) -> int:
         return math.ceil(x.shape[1] / self.stride)
@@ -146,27 +175,28 @@ class StreamingConv1d(nn.Module):
         right = 0 if self.causal else self.context // 2
         return _pad_time(x, self.context - right, right + extra, self.pad_mode)
 
-    def _prepend(self, x: Tensor, state: Conv1dState) -> Tensor:
+    def _prepend(self, x: Tensor, state: Conv1dState, active: Tensor | None) -> Tensor:
         if self.context == 0:
             return x
         past = state.past
         if self.pad_mode == "replicate":
             past = torch.where(state.started[:, None, None], past, x[:, :1])
         x = torch.cat([past, x], dim=1)
-        state.past.copy_(x[:, -self.context :].detach())
-        state.started.fill_(True)
+        remember(state.past, x[:, -self.context :], active)
+        remember(state.started, torch.ones_like(state.started), active)
         return x
 
     def _convolve(self, x: Tensor, padding: int = 0) -> Tensor:
         # A 2-d convolution of height one: the 1-d entry points copy into channels-first order.
-        y = F.conv2d(
-            x.transpose(1, 2).unsqueeze(2),
-            self.conv.weight.unsqueeze(2),
-            self.conv.bias,
-            stride=(1, self.stride),
-            padding=(0, padding),
-            dilation=(1, self.dilation),
-        )
+        fast = fast_path(x, self)
+        if fast and self.pointwise:  # a matrix product, whose packed weight serves any number of steps
+            return packed_linear(x.flatten(0, 1), self._packed_matrix(), self.conv.bias).view(*x.shape[:2], -1)
+        image = x.transpose(1, 2).unsqueeze(2)
+        if fast:
+            y = packed_conv(image, self.conv, padding, self._packed)
+        else:
+            stride, dilation = (1, self.stride), (1, self.dilation)
+            y = F.conv2d(image, self.conv.weight.unsqueeze(2), self.conv.bias, stride, (0, padding), dilation)
         return y.squeeze(2).transpose(1, 2)
 
 
@@ -195,6 +225,7 @@ class StreamingConvTranspose1d(nn.Module):
         self.stride = stride
         self.overlap = kernel_size - stride
         self.trim_right = math.ceil(self.overlap * trim_right_ratio) if causal else self.overlap // 2
+        self._packed = Derived()
 
     def new_state(self, batch_size: int) -> ConvTranspose1dState:
         """A state in which nothing came before.
@@ -209,25 +240,25 @@ class StreamingConvTranspose1d(nn.Module):
             )
         return ConvTranspose1dState(self.conv.weight.new_zeros(batch_size, self.overlap, self.conv.out_channels))
 
-    def forward(self, x: Tensor, state: ConvTranspose1dState | None = None) -> Tensor:
-        """(B, T, C_in) -> (B, stride * T, C_out); `state` is updated in place."""
+    def forward(self, x: Tensor, state: ConvTranspose1dState | None = None, active: Tensor | None = None) -> Tensor:
+        """(B, T, C_in) -> (B, stride * T, C_out); `state` is updated in place, in the `active` (B,) streams or all."""
+        y = self._convolve(x)
         if state is None:
-            y = self._convolve(x, self.conv.bias)
             return y[:, self.overlap - self.trim_right : y.shape[1] - self.trim_right]
-        y = self._convolve(x, None)
-        if self.overlap:
-            head = y[:, : self.overlap] + state.tail
-            y = torch.cat([head, y[:, self.overlap :]], dim=1)
-            state.tail.copy_(y[:, -self.overlap :].detach())
-            y = y[:, : -self.overlap]
-        return y if self.conv.bias is None else y + self.conv.bias
+        if self.overlap == 0:
+            return y
+        if torch.is_grad_enabled():
+            y = y.clone()  # the tail is added in place, to what backward may need as it was
+        y[:, : self.overlap] += state.tail
+        tail, bias = y[:, -self.overlap :].detach(), self.conv.bias
+        remember(state.tail, tail if bias is None else tail - bias, active)
+        return y[:, : -self.overlap]
 
-    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = F.conv_transpose2d(
-            x.transpose(1, 2).unsqueeze(2),
-            self.conv.weight.unsqueeze(2),
-            bias,
-            stride=(1, self.stride),
-            groups=self.conv.groups,
-        )
+    def _convolve(self, x: Tensor) -> Tensor:
+        image = x.transpose(1, 2).unsqueeze(2)
+        if fast_path(x, self):
+            y = packed_conv_transpose(image, self.conv, self._packed)
+        else:
+            weight, stride = self.conv.weight.unsqueeze(2), (1, self.stride)
+            y = F.conv_transpose2d(image, weight, self.conv.bias, stride, groups=self.conv.groups)
         return y.squeeze(2).transpose(1, 2)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phonograph.nn.packed import Derived, fast_path, pack_linear, packed_linear
+
 __all__ = ["Linear", "linear"]
 
 _FEWEST_ROWS = 16
@@ -18,9 +20,19 @@ _MOST_ROWS = 512
 class Linear(nn.Linear):
     """`torch.nn.Linear` over (B, T, in_features)."""
 
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self._packed = Derived()
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, in_features) -> (B, T, out_features)."""
-        return linear(x.flatten(0, 1), self.weight, self.bias).view(*x.shape[:2], -1)
+        rows = x.flatten(0, 1)
+        if fast_path(x, self):
+            packed = self._packed.get(lambda: pack_linear(self.weight), self.weight)
+            out = packed_linear(rows, packed, self.bias)
+        else:
+            out = linear(rows, self.weight, self.bias)
+        return out.view(*x.shape[:2], -1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

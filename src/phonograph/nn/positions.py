@@ -10,34 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phonograph.errors import ConfigError
-
 __all__ = ["apply_rotary", "inverse_frequencies", "rotary_angles"]
 
 
 def inverse_frequencies(rope_parameters: Mapping[str, Any], head_dim: int) -> Tensor:
     """(D / 2,) float64 radians per step, the fastest first.
 
-    Raises:
-        ConfigError: a rope type that no published checkpoint of these families uses.
+    `rope_type` is default or linear, which configurations check before a model is built.
     """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     frequencies = float(rope_parameters["rope_theta"]) ** -exponent
-    rope_type = rope_parameters["rope_type"]
-    if rope_type == "default":
-        return frequencies
-    if rope_type == "linear":
-        return frequencies / float(rope_parameters["factor"])
-    raise ConfigError(f"expected rope_type 'default' or 'linear' to build a model, got {rope_type!r}; change rope_parameters")
+    scaled = rope_parameters["rope_type"] == "linear"
+    return frequencies / float(rope_parameters["factor"]) if scaled else frequencies
 
 
 def rotary_angles(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, each (..., T, D / 2) in `dtype`, for integer positions (..., T)."""
-    angles = positions.to(torch.float64)[..., None] * frequencies.to(positions.device)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    """Cosines, and sines with the sign of their half, each (..., T, D) in `dtype`, for integer positions (..., T)."""
+    angles = positions.to(torch.float64)[..., None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (B, H, T, D): element i is paired with element i + D / 2; cos and sin broadcast to (B, H, T, D / 2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    """Rotate (B, H, T, D): element i is paired with element i + D / 2; cos and sin broadcast to (B, H, T, D)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

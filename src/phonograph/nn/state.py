@@ -13,9 +13,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["State"]
+__all__ = ["State", "remember"]
 
 S = TypeVar("S", bound="State")
+
+
+def remember(target: Tensor, value: Tensor, active: Tensor | None) -> None:
+    """Overwrite `target` (B, ...) in place by `value`: in all streams, or in those where `active` (B,) bool is true."""
+    if active is not None:
+        value = torch.where(active.view(-1, *[1] * (target.dim() - 1)), value, target)
+    target.copy_(value.detach())
 
 
 @dataclasses.dataclass

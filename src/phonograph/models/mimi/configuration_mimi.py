@@ -127,6 +127,21 @@ class MimiConfig(PreTrainedConfig):
             "codebook_dim must be vector_quantization_hidden_dimension",
             building=True,
         ),
+        Relation(
+            ("frame_rate", "encodec_frame_rate"),
+            lambda config: config.frame_rate <= config.encodec_frame_rate,
+            "frames must not come faster than the encoder's steps",
+            building=True,
+        ),
+        Relation(
+            ("rope_parameters",),
+            lambda config: (
+                config.rope_parameters["rope_type"] in ("default", "linear")
+                and config.rope_parameters.get("partial_rotary_factor", 1) == 1
+            ),
+            "a model can be built with rope_type default or linear over whole heads, as all published ones are",
+            building=True,
+        ),
     )
 
     def __init__(

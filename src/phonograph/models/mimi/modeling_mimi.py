@@ -1,7 +1,7 @@
 """Mimi: speech to 12.5 frames of codes a second and back (Défossez et al. 2024, arXiv:2410.00037, section 3.3).
 
-Read from top to bottom: residual unit, encoder and decoder (SEANet), transformer, and the model that joins them with the
-quantiser of quantization_mimi.py.
+Read from top to bottom: outputs, states, the transformer, and the model that joins it with the convolutions of seanet_mimi.py
+and the quantiser of quantization_mimi.py.
 
 Shapes: B batch, C audio channels, S samples (24 kHz), T steps of any layer, H hidden size, Q codebooks, F frames (12.5 Hz),
 W attention window. Inside the model activations are (B, T, features); (B, C, S) and
@@ -12,7 +12,6 @@ with one, it is the next whole frames of a stream, and gives what the whole sign
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -26,12 +25,14 @@ from phonograph.models.base import ModelOutput, PreTrainedModel
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.models.mimi.moshi_layout import is_moshi_layout, moshi_renaming
 from phonograph.models.mimi.quantization_mimi import MimiSplitResidualVectorQuantizer
+from phonograph.models.mimi.seanet_mimi import MimiDecoder, MimiEncoder, ceil_div, new_conv_states
 from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.attention import (
     AttentionState,
     RingStep,
     attention_function,
     cached_attention,
+    new_attention_state,
     ring_step,
     windowed_attention,
 )
@@ -42,6 +43,7 @@ from phonograph.nn.conv import (
     StreamingConvTranspose1d,
 )
 from phonograph.nn.linear import Linear
+from phonograph.nn.packed import Derived, fast_path, pack_linear, packed_linear
 from phonograph.nn.positions import apply_rotary, inverse_frequencies, rotary_angles
 from phonograph.nn.state import State
 
@@ -115,124 +117,6 @@ class MimiDecoderState(State):
     layers: list[Conv1dState | ConvTranspose1dState]
 
 
-# ----------------------------------------------------------------------------------------------------- encoder and decoder
-
-
-class MimiResidualUnit(nn.Module):
-    """ELU, convolution, ELU, 1x1 convolution, added to the input."""
-
-    def __init__(self, config: MimiConfig, channels: int, dilation: int) -> None:
-        super().__init__()
-        hidden = channels // config.compress
-        self.block = nn.ModuleList(
-            [
-                nn.ELU(),
-                _conv(config, channels, hidden, config.residual_kernel_size, dilation=dilation),
-                nn.ELU(inplace=True),
-                _conv(config, hidden, channels, 1),
-            ]
-        )
-        self.shortcut = _conv(config, channels, channels, 1) if config.use_conv_shortcut else None
-
-    def forward(self, x: Tensor, states: "Iterator[Any]") -> Tensor:
-        """(B, T, channels) -> the same shape."""
-        residual = x
-        for layer in self.block:
-            x = layer(x, next(states)) if isinstance(layer, StreamingConv1d) else layer(x)
-        return x + (residual if self.shortcut is None else self.shortcut(residual, next(states)))
-
-
-class MimiEncoder(nn.Module):
-    """SEANet encoder: (B, S, C) -> (B, S / 960, H)."""
-
-    def __init__(self, config: MimiConfig) -> None:
-        super().__init__()
-        channels = config.num_filters
-        layers: list[nn.Module] = [_conv(config, config.audio_channels, channels, config.kernel_size)]
-        for ratio in reversed(config.upsampling_ratios):
-            layers += _residual_units(config, channels)
-            layers += [nn.ELU(inplace=True), _conv(config, channels, channels * 2, ratio * 2, stride=ratio)]
-            channels *= 2
-        layers += [nn.ELU(inplace=True), _conv(config, channels, config.hidden_size, config.last_kernel_size)]
-        self.layers = nn.ModuleList(layers)
-
-    def forward(
-        self, x: Tensor, state: list[Conv1dState] | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, S, C), the convolutions' states, true lengths (B,) -> (B, T, H) and the lengths in its steps."""
-        states = _states(state)
-        for layer in self.layers:
-            if isinstance(layer, StreamingConv1d):
-                x = layer(x, next(states), lengths)
-                lengths = None if lengths is None else layer.out_lengths(lengths)
-            else:
-                x = layer(x, states) if isinstance(layer, MimiResidualUnit) else layer(x)
-        return x, lengths
-
-
-class MimiDecoder(nn.Module):
-    """SEANet decoder: (B, T, H) -> (B, 960 T, C)."""
-
-    def __init__(self, config: MimiConfig) -> None:
-        super().__init__()
-        channels = config.num_filters * 2 ** len(config.upsampling_ratios)
-        layers: list[nn.Module] = [_conv(config, config.hidden_size, channels, config.kernel_size)]
-        for ratio in config.upsampling_ratios:
-            up = StreamingConvTranspose1d(
-                channels,
-                channels // 2,
-                ratio * 2,
-                stride=ratio,
-                causal=config.use_causal_conv,
-                trim_right_ratio=config.trim_right_ratio,
-            )
-            channels //= 2
-            layers += [nn.ELU(inplace=True), up, *_residual_units(config, channels)]
-        layers += [
-            nn.ELU(inplace=True),
-            _conv(config, channels, config.audio_channels, config.last_kernel_size),
-        ]
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, state: list[Conv1dState | ConvTranspose1dState] | None = None) -> Tensor:
-        """(B, T, H) and the convolutions' states -> (B, 960 T, C)."""
-        states = _states(state)
-        for layer in self.layers:
-            if isinstance(layer, MimiResidualUnit):
-                x = layer(x, states)
-            else:
-                x = layer(x) if isinstance(layer, nn.ELU) else layer(x, next(states))
-        return x
-
-
-def _conv(config: MimiConfig, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> StreamingConv1d:
-    return StreamingConv1d(
-        inputs,
-        outputs,
-        kernel,
-        stride=stride,
-        dilation=dilation,
-        causal=config.use_causal_conv,
-        pad_mode=config.pad_mode,
-    )
-
-
-def _residual_units(config: MimiConfig, channels: int) -> list[nn.Module]:
-    dilations = [config.dilation_growth_rate**depth for depth in range(config.num_residual_layers)]
-    return [MimiResidualUnit(config, channels, dilation) for dilation in dilations]
-
-
-def _states(state: list[Any] | None) -> Iterator[Any]:
-    """The states in the order in which the layers take them, or None for each layer for ever."""
-    return iter(lambda: None, ...) if state is None else iter(state)
-
-
-def _new_states(module: nn.Module, batch_size: int) -> list[Any]:
-    """A fresh state for each convolution inside, in the order they run, which is the order they are registered in."""
-    kinds = (StreamingConv1d, StreamingConvTranspose1d)
-    return [layer.new_state(batch_size) for layer in module.modules() if isinstance(layer, kinds)]
-
-
 # ------------------------------------------------------------------------------------------------------------ transformer
 
 
@@ -243,9 +127,9 @@ class MimiLayerScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.full((config.hidden_size,), config.layer_scale_initial_scale))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, H) -> (B, T, H)."""
-        return x * self.scale
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x (B, T, H) + scaled branch (B, T, H)."""
+        return torch.addcmul(x, branch, self.scale)
 
 
 @dataclass(frozen=True)
@@ -265,8 +149,9 @@ class MimiAttention(nn.Module):
         self.head_dim = config.head_dim
         self.window = config.sliding_window
         self.dropout = config.attention_dropout
-        inner = config.num_attention_heads * self.head_dim
-        key_value = config.num_key_value_heads * self.head_dim
+        self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        inner, key_value = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        self._packed = Derived()
         self.q_proj = Linear(config.hidden_size, inner, bias=config.attention_bias)
         self.k_proj = Linear(config.hidden_size, key_value, bias=config.attention_bias)
         self.v_proj = Linear(config.hidden_size, key_value, bias=config.attention_bias)
@@ -274,9 +159,10 @@ class MimiAttention(nn.Module):
 
     def forward(self, x: Tensor, place: _Place, state: AttentionState | None, implementation: str) -> Tensor:
         """(B, T, H) -> (B, T, H); `state` is updated in place."""
-        queries, keys, values = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        queries = apply_rotary(queries, place.cos, place.sin)
-        keys = apply_rotary(keys, place.cos, place.sin)
+        heads = self._project(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+        queries_keys = apply_rotary(heads[:, : self.num_heads + self.num_key_value_heads], place.cos, place.sin)
+        queries, keys = queries_keys.split([self.num_heads, self.num_key_value_heads], dim=1)
+        values = heads[:, self.num_heads + self.num_key_value_heads :]
         if state is None or place.step is None:
             dropout = self.dropout if self.training else 0.0
             out = windowed_attention(queries, keys, values, self.window, implementation, dropout)
@@ -284,8 +170,20 @@ class MimiAttention(nn.Module):
             out = cached_attention(queries, keys, values, state, place.step, implementation)
         return cast(Tensor, self.o_proj(out.transpose(1, 2).flatten(2)))
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+    def _project(self, x: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T, all heads of queries, keys and values), in one product where weights are packed."""
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        if not fast_path(x, self):
+            return torch.cat([part(x) for part in parts], dim=-1)
+        sources = [tensor for part in parts for tensor in part.parameters()]
+        packed, bias = self._packed.get(self._pack, *sources)
+        return packed_linear(x.flatten(0, 1), packed, bias).view(*x.shape[:2], -1)
+
+    def _pack(self) -> tuple[Tensor, Tensor | None]:
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        biases = [part.bias.detach() for part in parts if part.bias is not None]
+        weight = torch.cat([part.weight.detach() for part in parts])
+        return pack_linear(weight), torch.cat(biases) if biases else None
 
 
 class MimiMLP(nn.Module):
@@ -317,8 +215,8 @@ class MimiTransformerLayer(nn.Module):
     def forward(self, x: Tensor, place: _Place, state: AttentionState | None, implementation: str) -> Tensor:
         """(B, T, H) -> (B, T, H); `state` is updated in place."""
         attended = self.self_attn(self.input_layernorm(x), place, state, implementation)
-        x = x + self.self_attn_layer_scale(attended)
-        return x + cast(Tensor, self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x))))
+        x = self.self_attn_layer_scale(x, attended)
+        return cast(Tensor, self.mlp_layer_scale(x, self.mlp(self.post_attention_layernorm(x))))
 
 
 class MimiTransformer(nn.Module):
@@ -337,26 +235,28 @@ class MimiTransformer(nn.Module):
     def new_state(self, batch_size: int) -> MimiTransformerState:
         """A state in which nothing came before."""
         weight = next(self.parameters())
-        shape = (batch_size, self.num_key_value_heads, self.window, self.head_dim)
-        rings = [AttentionState(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
+        like = weight.new_zeros(self.head_dim)
+        rings = [new_attention_state(batch_size, self.num_key_value_heads, self.window, like) for _ in self.layers]
         return MimiTransformerState(torch.zeros(batch_size, dtype=torch.int64, device=weight.device), rings)
 
-    def forward(self, x: Tensor, state: MimiTransformerState | None = None) -> Tensor:
-        """(B, T, H) -> (B, T, H); `state` is updated in place."""
+    def forward(self, x: Tensor, state: MimiTransformerState | None = None, active: Tensor | None = None) -> Tensor:
+        """(B, T, H) -> (B, T, H); `state` is updated in place, in the `active` (B,) streams or all."""
         if state is None:
             positions = torch.arange(x.shape[1], device=x.device)
             return self._run(x, positions, [None] * len(self.layers), None)
-        blocks = [self._advance(block, state) for block in x.split(self.window, dim=1)]
+        blocks = [self._advance(block, state, active) for block in x.split(self.window, dim=1)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
-    def _advance(self, x: Tensor, state: MimiTransformerState) -> Tensor:
+    def _advance(self, x: Tensor, state: MimiTransformerState, active: Tensor | None) -> Tensor:
         steps = x.shape[1]
         positions = state.seen[:, None, None] + torch.arange(steps, device=x.device)  # (B, 1, T): one for all heads
-        x = self._run(x, positions, state.layers, ring_step(state.seen, steps, self.window))
-        state.seen.add_(steps)
+        x = self._run(x, positions, state.layers, ring_step(state.seen, steps, self.window, state.layers[0], active))
+        state.seen.add_(steps if active is None else steps * active)
         return x
 
     def _run(self, x: Tensor, positions: Tensor, states: Any, step: RingStep | None) -> Tensor:
+        if self.frequencies.device != x.device:  # once, so that no step copies between devices
+            self.frequencies = self.frequencies.to(x.device)
         place = _Place(*rotary_angles(positions, self.frequencies, x.dtype), step)
         for layer, state in zip(self.layers, states, strict=True):
             x = layer(x, place, state, self.attn_implementation)
@@ -396,6 +296,7 @@ class MimiModel(PreTrainedModel):
 
     # Public: audio and codes
 
+    @torch.no_grad()  # codes carry no gradient; training goes through forward
     def encode(
         self,
         input_values: Tensor,
@@ -411,12 +312,13 @@ class MimiModel(PreTrainedModel):
         Args:
             input_values: (B, C, S) audio at config.sampling_rate, in the model's dtype.
             padding_mask: (B, S) or (B, C, S), 1 for audio and 0 for padding on the right. Each item then gets the codes that
-                it gets alone; frames after its end are arbitrary, `get_audio_codes_mask` tells which.
+                it gets alone; frames after its end are arbitrary, `get_audio_codes_mask` tells which. In a stream, an item
+                without any audio stays as it was.
             num_quantizers: codebooks wanted, the semantic ones first; None is all.
             encoder_past_key_values: what the transformer saw before; updated in place.
             padding_cache: what the convolutions saw before; updated in place.
             use_streaming: start or go on with a stream: states are made where none is given, and returned. S must then be
-                whole frames. None: as config.use_streaming says, or true when padding_cache is given.
+                whole frames. None: as config.use_streaming says. A padding_cache makes it a stream in any case.
             return_dict: False for a tuple; None as config.return_dict says.
 
         Returns:
@@ -427,10 +329,10 @@ class MimiModel(PreTrainedModel):
             StreamError: a stream fed with part of a frame, or a state of another batch size.
         """
         self._check_audio(input_values)
-        number = self._check_num_quantizers(num_quantizers)
+        number = self.check_num_quantizers(num_quantizers)
         lengths = None if padding_mask is None else _lengths(padding_mask, input_values)
         batch = input_values.shape[0]
-        if use_streaming or (use_streaming is None and (self.config.use_streaming or padding_cache is not None)):
+        if padding_cache is not None or (self.config.use_streaming if use_streaming is None else use_streaming):
             if input_values.shape[-1] % self.frame_samples:
                 raise StreamError(
                     f"expected whole frames of {self.frame_samples} samples in a stream, got {input_values.shape[-1]} samples; "
@@ -440,7 +342,8 @@ class MimiModel(PreTrainedModel):
             encoder_past_key_values = encoder_past_key_values or self.encoder_transformer.new_state(batch)
         elif encoder_past_key_values is None and self.config.use_cache:
             encoder_past_key_values = self.encoder_transformer.new_state(batch)
-        latents = self._encode_latents(input_values, lengths, encoder_past_key_values, padding_cache)
+        active = None if lengths is None or padding_cache is None else lengths > 0
+        latents = self.encode_latents(input_values, lengths, encoder_past_key_values, padding_cache, active)
         codes = self.quantizer.encode(latents, number)
         return self._output(MimiEncoderOutput(codes, encoder_past_key_values, padding_cache), return_dict)
 
@@ -469,7 +372,7 @@ class MimiModel(PreTrainedModel):
         self._check_codes(audio_codes)
         if decoder_past_key_values is None and self.config.use_cache:
             decoder_past_key_values = self.new_decoder_state(audio_codes.shape[0])
-        audio = self._decode_latents(self.quantizer.decode(audio_codes), decoder_past_key_values)
+        audio = self.decode_latents(self.quantizer.decode(audio_codes), decoder_past_key_values)
         if padding_mask is not None:
             audio = audio[..., : padding_mask.shape[-1]]
         return self._output(MimiDecoderOutput(audio, decoder_past_key_values), return_dict)
@@ -509,11 +412,53 @@ class MimiModel(PreTrainedModel):
         output = MimiOutput(audio_codes, audio, encoder_past_key_values, decoded.decoder_past_key_values)
         return self._output(output, return_dict)
 
+    # Public: latents, the continuous values on either side of the quantiser
+
+    def encode_latents(
+        self,
+        audio: Tensor,
+        lengths: Tensor | None = None,
+        transformer: MimiTransformerState | None = None,
+        convs: MimiConvState | None = None,
+        active: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, S) audio -> (B, F, H), what the quantiser gets, with gradients.
+
+        Args:
+            lengths: (B,) true lengths in samples.
+            transformer, convs: what came before; updated in place.
+            active: (B,) bool, the streams that move on; the others keep their states and get arbitrary results.
+
+        Raises:
+            StreamError: a state of another batch size.
+        """
+        self._check_states(audio.shape[0], transformer, convs)
+        layers = None if convs is None else convs.layers
+        x, lengths = self.encoder(audio.transpose(1, 2).contiguous(), layers, lengths, active)
+        x = self.encoder_transformer(x, transformer, active)
+        if self.downsample is not None:
+            x = self.downsample(x, None if layers is None else layers[-1], lengths, active)
+        return cast(Tensor, x)
+
+    def decode_latents(self, latents: Tensor, state: MimiDecoderState | None = None, active: Tensor | None = None) -> Tensor:
+        """(B, F, H) latents -> (B, C, S) audio, with gradients; `state` and `active` as in `encode_latents`.
+
+        Raises:
+            StreamError: a state of another batch size.
+        """
+        self._check_states(latents.shape[0], state)
+        x = latents
+        if self.upsample is not None:
+            x = self.upsample(x, None if state is None else state.upsample[0], active)
+        x = self.decoder_transformer(x, None if state is None else state.transformer, active)
+        x = self.decoder(x.contiguous(), None if state is None else state.layers, active)
+        return cast(Tensor, x.transpose(1, 2).contiguous())
+
     # Public: lengths and states
 
     def get_encoded_length(self, input_length: Tensor) -> Tensor:
         """Frames that so many samples (any shape, int) become."""
-        return torch.div(input_length + self.frame_samples - 1, self.frame_samples, rounding_mode="floor")
+        return ceil_div(input_length, self.frame_samples)
 
     def get_audio_codes_mask(self, padding_mask: Tensor, padding_side: str = "right") -> Tensor:
         """(B, S) or (B, C, S) -> (B, F) bool: the frames that hold audio."""
@@ -522,56 +467,41 @@ class MimiModel(PreTrainedModel):
         mask = frames < lengths[:, None]
         return mask if padding_side == "right" else mask.flip(-1)
 
+    def check_num_quantizers(self, number: int | None) -> int:
+        """`number`, or all codebooks for None.
+
+        Raises:
+            ConfigError: fewer than the semantic codebooks, or more than there are.
+        """
+        least, most = self.config.num_semantic_quantizers, self.config.num_quantizers
+        if number is None:
+            return most
+        if not least <= number <= most:
+            raise ConfigError(f"expected num_quantizers from {least} to {most}, got {number}; choose a number in that range")
+        return number
+
     def new_padding_cache(self, batch_size: int) -> MimiConvState:
         """A state of the encoder's convolutions in which nothing came before."""
         down = [] if self.downsample is None else [self.downsample.new_state(batch_size)]
-        return MimiConvState(_new_states(self.encoder, batch_size) + down)
+        return MimiConvState(new_conv_states(self.encoder, batch_size) + down)
 
     def new_decoder_state(self, batch_size: int) -> MimiDecoderState:
         """A state for `decode` in which nothing came before."""
         up = [] if self.upsample is None else [self.upsample.new_state(batch_size)]
         transformer = self.decoder_transformer.new_state(batch_size)
-        return MimiDecoderState(up, transformer, _new_states(self.decoder, batch_size))
+        return MimiDecoderState(up, transformer, new_conv_states(self.decoder, batch_size))
 
     def codebook_hash(self) -> str:
         """SHA-256, in hex, of all codebooks: two models whose hashes agree mean the same sounds by the same codes."""
         return self.quantizer.codebook_hash()
 
-    # The two ways
-
-    def _encode_latents(
-        self,
-        audio: Tensor,
-        lengths: Tensor | None = None,
-        transformer: MimiTransformerState | None = None,
-        convs: MimiConvState | None = None,
-    ) -> Tensor:
-        """(B, C, S) -> (B, F, H)."""
-        self._check_states(audio.shape[0], transformer, convs)
-        layers = None if convs is None else convs.layers
-        x, lengths = self.encoder(audio.transpose(1, 2).contiguous(), layers, lengths)
-        x = self.encoder_transformer(x, transformer)
-        if self.downsample is not None:
-            x = self.downsample(x, None if layers is None else layers[-1], lengths)
-        return cast(Tensor, x)
-
-    def _decode_latents(self, latents: Tensor, state: MimiDecoderState | None = None) -> Tensor:
-        """(B, F, H) -> (B, C, S)."""
-        self._check_states(latents.shape[0], state)
-        x = latents
-        if self.upsample is not None:
-            x = self.upsample(x, None if state is None else state.upsample[0])
-        x = self.decoder_transformer(x, None if state is None else state.transformer)
-        x = self.decoder(x.contiguous(), None if state is None else state.layers)
-        return cast(Tensor, x.transpose(1, 2).contiguous())
-
     def _train_step(self, audio: Tensor, padding_mask: Tensor | None, num_quantizers: int | None) -> tuple[Tensor, Tensor]:
         self._check_audio(audio)
         lengths = None if padding_mask is None else _lengths(padding_mask, audio)
         frames = None if padding_mask is None else self.get_audio_codes_mask(padding_mask)
-        latents = self._encode_latents(audio, lengths)
-        quantized = self.quantizer(latents, self._check_num_quantizers(num_quantizers), frames)
-        return quantized.codes, self._decode_latents(quantized.quantized)
+        latents = self.encode_latents(audio, lengths)
+        quantized = self.quantizer(latents, self.check_num_quantizers(num_quantizers), frames)
+        return quantized.codes, self.decode_latents(quantized.quantized)
 
     def _output(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
         as_dict = self.config.return_dict if return_dict is None else return_dict
@@ -588,14 +518,8 @@ class MimiModel(PreTrainedModel):
             )
         if not audio.is_floating_point():
             raise AudioError(f"expected floating-point audio in [-1, 1], got {audio.dtype}; convert it first")
-
-    def _check_num_quantizers(self, number: int | None) -> int:
-        least, most = self.config.num_semantic_quantizers, self.config.num_quantizers
-        if number is None:
-            return most
-        if not least <= number <= most:
-            raise ConfigError(f"expected num_quantizers from {least} to {most}, got {number}; choose a number in that range")
-        return number
+        if audio.dtype != self.dtype and not torch.is_autocast_enabled(audio.device.type):
+            raise AudioError(f"expected audio in the model's {self.dtype}, got {audio.dtype}; pass audio.to(model.dtype)")
 
     def _check_codes(self, codes: Tensor) -> None:
         least, most = self.config.num_semantic_quantizers, self.config.num_quantizers
@@ -676,8 +600,8 @@ def _flat_mask(padding_mask: Tensor) -> Tensor:
     return mask.any(1) if mask.dim() == 3 else mask
 
 
-def _lengths(padding_mask: Tensor, audio: Tensor) -> Tensor:
-    """True lengths (B,) from a mask that pads on the right."""
+def _lengths(padding_mask: Tensor, audio: Tensor) -> Tensor | None:
+    """True lengths (B,) from a mask that pads on the right; None where it pads nothing."""
     mask = _flat_mask(padding_mask)
     if mask.shape != (audio.shape[0], audio.shape[2]):
         raise AudioError(
@@ -687,4 +611,4 @@ def _lengths(padding_mask: Tensor, audio: Tensor) -> Tensor:
     lengths = mask.sum(-1)
     if not torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]):
         raise AudioError("expected a padding_mask of ones, then zeros, got padding elsewhere; pad on the right")
-    return lengths
+    return None if bool(mask.all()) else lengths

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from phonograph.models.base import ModelOutput
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.nn.linear import linear
+from phonograph.nn.packed import Derived, fast_path, pack_linear, packed_linear
 
 __all__ = ["MimiQuantizerOutput", "MimiSplitResidualVectorQuantizer"]
 
@@ -47,7 +48,7 @@ class MimiEuclideanCodebook(nn.Module):
         self.register_buffer("initialized", torch.zeros(1))
         self.register_buffer("cluster_usage", torch.ones(config.codebook_size))
         self.register_buffer("embed_sum", torch.randn(config.codebook_size, config.codebook_dim))
-        self._derived: tuple[tuple[object, ...], Tensor, Tensor] | None = None
+        self._plain, self._packed = Derived(), Derived()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "MimiEuclideanCodebook":
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -57,27 +58,28 @@ class MimiEuclideanCodebook(nn.Module):
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def centroids(self) -> tuple[Tensor, Tensor]:
-        """The centroids (K, D) and half their squared norms (K,), computed again only when the buffers have changed."""
-        key = (
-            id(self.embed_sum),
-            self.embed_sum._version,
-            id(self.cluster_usage),
-            self.cluster_usage._version,
-        )
-        if self._derived is None or self._derived[0] != key:
-            embed = self.embed_sum / self.cluster_usage.clamp_min(self.epsilon)[:, None]
-            self._derived = (key, embed, 0.5 * embed.square().sum(-1))
-        return self._derived[1], self._derived[2]
-
+    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """(N, D) float32 -> (N,) int64, the nearest centroid by Euclidean distance."""
-        embed, half_norms = self.centroids()
-        return _nearest(x, embed, half_norms)
+        """(N, D) float32 or float64 -> (N,) int64, the nearest centroid by Euclidean distance."""
+        sources = (self.embed_sum, self.cluster_usage)
+        if fast_path(x, self):
+            packed, half_norms = self._packed.get(self._packed_centroids, *sources)
+            return packed_linear(x, packed, half_norms).argmin(-1)
+        return _nearest(x, *self._plain.get(lambda: self._centroids(x.dtype), *sources, dtype=x.dtype))
 
     def decode(self, codes: Tensor) -> Tensor:
         """(...) int64 -> (..., D) float32."""
-        return F.embedding(codes, self.centroids()[0])
+        usage = self.cluster_usage.clamp_min(self.epsilon)
+        return F.embedding(codes, self.embed_sum) / usage[codes][..., None]
+
+    def _centroids(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The centroids with their signs turned (K, D), and half their squared norms (K,)."""
+        embed = (self.embed_sum / self.cluster_usage.clamp_min(self.epsilon)[:, None]).to(dtype)
+        return -embed, 0.5 * embed.square().sum(-1)
+
+    def _packed_centroids(self) -> tuple[Tensor, Tensor]:
+        turned_centroids, half_norms = self._centroids(torch.float32)
+        return pack_linear(turned_centroids), half_norms
 
     @torch.no_grad()
     def update(self, x: Tensor, codes: Tensor, decay: float) -> None:
@@ -93,7 +95,7 @@ class MimiEuclideanCodebook(nn.Module):
         means = x[torch.randint(x.shape[0], (entries,), device=x.device)]
         usage = torch.ones(entries, device=x.device)
         for _ in range(self.kmeans_iterations):
-            codes = _nearest(x, means, 0.5 * means.square().sum(-1))
+            codes = _nearest(x, -means, 0.5 * means.square().sum(-1))
             usage = torch.bincount(codes, minlength=entries).to(x.dtype)
             sums = torch.zeros_like(means).index_add_(0, codes, x)
             means = torch.where(usage[:, None] > 0, sums / usage.clamp_min(1)[:, None], means)
@@ -102,9 +104,9 @@ class MimiEuclideanCodebook(nn.Module):
         self.initialized.fill_(1)
 
 
-def _nearest(x: Tensor, centroids: Tensor, half_norms: Tensor) -> Tensor:
-    """Index (N,) of the centroid nearest to each x; |x - c|^2 / 2 without the part that is the same for all c."""
-    return (half_norms - linear(x, centroids)).argmin(-1)
+def _nearest(x: Tensor, turned_centroids: Tensor, half_norms: Tensor) -> Tensor:
+    """Index (N,) of the centroid c nearest to each x: the least |x - c|^2 / 2 without |x|^2 / 2, which all c share."""
+    return linear(x, turned_centroids, half_norms).argmin(-1)
 
 
 class MimiVectorQuantization(nn.Module):
@@ -169,7 +171,8 @@ class MimiResidualVectorQuantizer(nn.Module):
         return torch.stack(codes).view(-1, *latents.shape[:2]), out, torch.stack(losses).mean()
 
     def _project_in(self, latents: Tensor) -> Tensor:
-        return F.linear(latents, self.input_proj.weight.squeeze(-1)).flatten(0, 1).float()
+        projected = F.linear(latents, self.input_proj.weight.squeeze(-1)).flatten(0, 1)
+        return projected.to(torch.promote_types(projected.dtype, torch.float32))  # never narrower than the codebooks
 
     def _project_out(self, quantized: Tensor) -> Tensor:
         return F.linear(quantized.to(self.output_proj.weight.dtype), self.output_proj.weight.squeeze(-1))

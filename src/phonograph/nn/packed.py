@@ -1,0 +1,137 @@
+"""Weights in the blocked order that oneDNN's CPU kernels compute in, made once instead of in every call.
+
+A convolution or matrix product called through `torch.nn.functional` reorders its weight each time, which for the 80 ms of a
+live frame costs more than the arithmetic (docs/log.md). Here a module keeps the reordered copy beside its weight and makes it
+again when the weight has changed. Used on CPUs, in evaluation mode and without gradients; everywhere else, and inside
+`reference_path()`, the plain functions run. Both give the same numbers up to the order of summation.
+
+The operators are those that torch.compile emits for frozen weights; where a build of torch lacks them nothing is packed.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+__all__ = ["Derived", "fast_path", "pack_linear", "packed_conv", "packed_conv_transpose", "packed_linear", "reference_path"]
+
+_reference = contextvars.ContextVar("reference", default=False)
+
+
+@contextlib.contextmanager
+def reference_path() -> Iterator[None]:
+    """Run everything inside by the plain functions of torch: what fast paths are checked against."""
+    token = _reference.set(True)
+    try:
+        yield
+    finally:
+        _reference.reset(token)
+
+
+class Derived:
+    """A value computed from tensors, kept until one of them changes.
+
+    A change is seen when it goes through the tensor (an optimiser's step, load_state_dict, `.to(...)`); one made through
+    `.data` in place is not, and needs `clear`.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] | None = None
+        self._value: Any = None
+
+    def get(self, make: Callable[[], Any], *sources: Tensor, dtype: torch.dtype | None = None) -> Any:
+        """The value, from `make` if there is none of these very sources in this `dtype`."""
+        parts = tuple(
+            part
+            for source in sources
+            for part in (
+                StorageWeakRef(source.untyped_storage()),  # unlike an address, never that of a later tensor
+                0 if source.is_inference() else source._version,
+                source.dtype,
+                source.shape,
+                source.device,
+            )
+        )
+        key = (dtype, *parts)
+        if self._key != key:
+            self._value, self._key = make(), key
+        return self._value
+
+    def __reduce__(self) -> tuple[type["Derived"], tuple[()]]:
+        return Derived, ()  # a copied or pickled module derives its own; packed weights can't be copied
+
+    def clear(self) -> None:
+        """Forget the value."""
+        self._key = self._value = None
+
+
+def _available(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+_AVAILABLE: dict[torch.dtype, bool] = {}
+
+
+def fast_path(x: Tensor, module: nn.Module) -> bool:
+    """Whether this call may take the paths made for inference on a CPU."""
+    if x.device.type != "cpu" or module.training or torch.is_grad_enabled() or _reference.get():
+        return False
+    if x.dtype not in _AVAILABLE:
+        _AVAILABLE[x.dtype] = _available(x.dtype)
+    return _AVAILABLE[x.dtype]
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """(O, I) weight -> the same for `packed_linear`."""
+    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+    return reordered
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """(N, I) rows, a weight from `pack_linear`, (O,) bias, (N, O) added where given -> (N, O)."""
+    out: Tensor
+    if residual is None:
+        out = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    else:
+        out = torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
+    return out
+
+
+def packed_conv(x: Tensor, conv: nn.Conv1d, padding: int, packed: Derived) -> Tensor:
+    """(B, I, 1, T), channels last -> (B, O, 1, T')."""
+    stride, dilation = [1, conv.stride[0]], [1, conv.dilation[0]]
+
+    def make() -> Tensor:
+        weight = conv.weight.detach().unsqueeze(2)
+        reordered: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, [0, padding], stride, dilation, conv.groups, list(x.shape)
+        )
+        return reordered
+
+    out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, packed.get(make, conv.weight), conv.bias, [0, padding], stride, dilation, conv.groups, "none", [], ""
+    )
+    return out
+
+
+def packed_conv_transpose(x: Tensor, conv: nn.ConvTranspose1d, packed: Derived) -> Tensor:
+    """(B, I, 1, T), channels last -> (B, O, 1, T')."""
+    none, one, stride = [0, 0], [1, 1], [1, conv.stride[0]]
+
+    def make() -> Tensor:
+        weight = conv.weight.detach().unsqueeze(2)
+        reordered: Tensor = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+            weight, none, none, stride, one, conv.groups, list(x.shape)
+        )
+        return reordered
+
+    out: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+        x, packed.get(make, conv.weight), conv.bias, none, none, stride, one, conv.groups, "none", [], ""
+    )
+    return out

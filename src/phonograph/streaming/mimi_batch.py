@@ -1,0 +1,176 @@
+"""Many live streams through one Mimi at once: a fixed number of slots, which streams join and leave in mid-flight.
+
+    batch = MimiBatch(model, slots=8)
+    slot = batch.join()
+    codes = batch.encode(frames)            # (8, C, 1920) -> (8, Q, 1); rows of free slots are -1
+    batch.leave(slot)
+
+Every call has the same shapes, whoever is there. No slot has an effect on another: each gets what it gets alone. On a GPU the
+step is captured once as a CUDA graph and replayed, so that a call launches, allocates and waits for nothing else.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from phonograph.errors import ConfigError, StreamError
+from phonograph.models.mimi.modeling_mimi import MimiModel
+
+__all__ = ["MimiBatch"]
+
+
+class MimiBatch:
+    """Slots for live streams, encoded and decoded one frame (80 ms) at a time.
+
+    Args:
+        model: in evaluation mode.
+        slots: the most streams at a time; memory and the time of a step are those of this number.
+        num_quantizers: codebooks to encode, the semantic ones first; None is all.
+        cuda_graph: replay a captured step; None is yes on a GPU.
+
+    Raises:
+        ConfigError: no slots, or num_quantizers out of range. StreamError: a model whose convolutions look ahead.
+    """
+
+    def __init__(
+        self, model: MimiModel, slots: int, *, num_quantizers: int | None = None, cuda_graph: bool | None = None
+    ) -> None:
+        if slots < 1:
+            raise ConfigError(f"expected at least one slot, got {slots}")
+        self.model = model
+        self.slots = slots
+        self.num_quantizers = model.check_num_quantizers(num_quantizers)
+        on_gpu = model.device.type == "cuda"
+        self._cuda_graph = on_gpu if cuda_graph is None else cuda_graph and on_gpu
+        self._convs = model.new_padding_cache(slots)
+        self._transformer = model.encoder_transformer.new_state(slots)
+        self._decoder = model.new_decoder_state(slots)
+        self._joined = torch.zeros(slots, dtype=torch.bool)  # on the host: asking costs no wait
+        self._steps: dict[tuple[object, ...], _Step] = {}
+
+    @property
+    def joined(self) -> list[int]:
+        """Slots in use, in rising order."""
+        return [slot for slot in range(self.slots) if self._joined[slot]]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all slots' states, in bytes; it never changes."""
+        return sum(state.nbytes for state in (self._convs, self._transformer, self._decoder))
+
+    def join(self) -> int:
+        """Take a free slot for a new stream.
+
+        Raises:
+            StreamError: all slots are in use.
+        """
+        if bool(self._joined.all()):
+            raise StreamError(f"expected a free slot, all {self.slots} are in use; let a stream leave, or make more slots")
+        slot = int((~self._joined).to(torch.uint8).argmax())
+        self._joined[slot] = True
+        self.reset(slot)
+        return slot
+
+    def leave(self, slot: int) -> None:
+        """Free a slot.
+
+        Raises:
+            StreamError: the slot is not in use.
+        """
+        self._check_joined(slot)
+        self._joined[slot] = False
+
+    def reset(self, slot: int) -> None:
+        """Begin a new stream, both ways, in a slot that is in use.
+
+        Raises:
+            StreamError: the slot is not in use.
+        """
+        self._check_joined(slot)
+        mask = (torch.arange(self.slots) == slot).to(self.model.device)
+        for state in (self._convs, self._transformer, self._decoder):
+            state.reset(mask)
+
+    def encode(self, frames: Tensor, active: Tensor | None = None) -> Tensor:
+        """The next frame of each stream, (slots, C, frame) in the model's dtype, to codes (slots, Q, 1) int64.
+
+        Args:
+            active: (slots,) bool on the host, streams that have a frame this time; the others stay as they are. None is
+                all in use. What stands in the rows of other slots does not matter; their codes are -1.
+
+        Raises:
+            StreamError: another shape, or an active slot that is not in use.
+        """
+        self._check_shape("frames", frames, (self.slots, self.model.config.audio_channels, self.model.frame_samples))
+        return self._run(self._encode_step, frames.to(self.model.device, self.model.dtype), self._active(active))
+
+    def decode(self, codes: Tensor, active: Tensor | None = None) -> Tensor:
+        """The next codes of each stream, (slots, Q, 1) for any Q, to audio (slots, C, frame); `active` as in `encode`.
+
+        The audio of slots that are not active is 0.
+
+        Raises:
+            StreamError: another shape, or an active slot that is not in use. ConfigError: too many or too few codebooks.
+        """
+        self._check_shape("codes", codes, (self.slots, self.model.check_num_quantizers(codes.shape[1]), 1))
+        return self._run(self._decode_step, codes.to(self.model.device, torch.int64), self._active(active))
+
+    def _encode_step(self, frames: Tensor, active: Tensor) -> Tensor:
+        frames = frames.masked_fill(~active[:, None, None], 0)
+        latents = self.model.encode_latents(frames, None, self._transformer, self._convs, active)
+        codes = self.model.quantizer.encode(latents, self.num_quantizers)
+        return codes.masked_fill(~active[:, None, None], -1)
+
+    def _decode_step(self, codes: Tensor, active: Tensor) -> Tensor:
+        codes = codes.masked_fill(~active[:, None, None], 0)
+        audio = self.model.decode_latents(self.model.quantizer.decode(codes), self._decoder, active)
+        return audio.masked_fill(~active[:, None, None], 0)
+
+    @torch.inference_mode()
+    def _run(self, step: Callable[[Tensor, Tensor], Tensor], value: Tensor, active: Tensor) -> Tensor:
+        if not self._cuda_graph:
+            return step(value, active)
+        key = (step.__name__, value.shape)
+        if key not in self._steps:
+            self._steps[key] = _Step(step, value, active)
+        return self._steps[key](value, active)
+
+    def _active(self, active: Tensor | None) -> Tensor:
+        if active is None:
+            return self._joined.to(self.model.device)
+        self._check_shape("active", active, (self.slots,))
+        if bool((active.cpu() & ~self._joined).any()):
+            raise StreamError(f"expected active slots among those in use, {self.joined}, got {active.tolist()}; join first")
+        return active.to(self.model.device)
+
+    def _check_joined(self, slot: int) -> None:
+        if slot not in self.joined:
+            raise StreamError(f"expected a slot in use ({self.joined}), got {slot}; join first")
+
+    @staticmethod
+    def _check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+        if tuple(value.shape) != expected:
+            raise StreamError(f"expected {name} of shape {expected}, got {tuple(value.shape)}; one frame for every slot")
+
+
+class _Step:
+    """A step captured as a CUDA graph: inputs are copied to fixed places, and outputs appear in a fixed place."""
+
+    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], value: Tensor, active: Tensor) -> None:
+        self.value, self.active = value.clone(), torch.zeros_like(active)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels are chosen and caches filled before capture; no slot is active in it
+            for _ in range(3):
+                step(self.value, self.active)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = step(self.value, self.active)
+
+    def __call__(self, value: Tensor, active: Tensor) -> Tensor:
+        self.value.copy_(value)
+        self.active.copy_(active)
+        self.graph.replay()
+        return self.output.clone()
