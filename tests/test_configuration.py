@@ -1,7 +1,6 @@
 """The configuration base: common fields, aliases, labels, files, and what it refuses."""
 
 import json
-import os
 import subprocess
 import sys
 from typing import Annotated, Any
@@ -10,14 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peers import peer
 
 from phonograph.configuration import PreTrainedConfig, PretrainedConfig, Relation, Rule, field_rules
 from phonograph.errors import ConfigError, OutputError, PhonographError
 
-if os.environ.get("CI"):
-    import transformers
-else:
-    transformers = pytest.importorskip("transformers")
+transformers = peer("transformers")
 
 
 class ToyConfig(PreTrainedConfig):

@@ -3,22 +3,19 @@
 import copy
 import inspect
 import json
-import os
 import pickle
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from peers import peer
 
 from phonograph.configuration import field_rules
 from phonograph.errors import ConfigError
 from phonograph.models.mimi.configuration_mimi import ROPE_TYPES, MimiConfig
 
-if os.environ.get("CI"):
-    import transformers
-else:
-    transformers = pytest.importorskip("transformers")
+transformers = peer("transformers")
 
 KYUTAI_FIRST_FORM = {
     "architectures": ["MimiModel"],

@@ -1,6 +1,5 @@
 """MimiFeatureExtractor against the ecosystem's codec extractor, and what only one of them refuses."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,21 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peers import peer
 
 from phonograph.errors import AudioError, ConfigError
 from phonograph.models.features import BatchFeature
 from phonograph.models.mimi.feature_extraction_mimi import MimiFeatureExtractor
 
 RATE = 24000
-
-
-def transformers() -> Any:
-    """The peer: skipped locally where it isn't installed, a failure in CI."""
-    if os.environ.get("CI"):
-        import transformers
-
-        return transformers
-    return pytest.importorskip("transformers")
 
 
 def noise(length: int, channels: int | None = None) -> np.ndarray:
@@ -84,7 +75,7 @@ def test_equals_transformers(
         "padding_value": 0.125,
     }
     ours = MimiFeatureExtractor(**arguments)
-    theirs = transformers().EncodecFeatureExtractor(**arguments)
+    theirs = peer("transformers").EncodecFeatureExtractor(**arguments)
     clips = [noise(length, None if channels == 1 else channels) for length in lengths]
     raw = clips if len(clips) > 1 else clips[0]
     try:
@@ -127,7 +118,7 @@ def test_equals_transformers(
 )
 @pytest.mark.parametrize("return_tensors", [None, "np", "pt"])
 def test_forms_of_input_equal_transformers(raw: Any, return_tensors: str | None) -> None:
-    theirs = transformers().EncodecFeatureExtractor()
+    theirs = peer("transformers").EncodecFeatureExtractor()
     expected = theirs(raw, sampling_rate=RATE, return_tensors=return_tensors)
     assert_same(MimiFeatureExtractor()(raw, sampling_rate=RATE, return_tensors=return_tensors), expected)
 
@@ -169,8 +160,8 @@ def test_input_is_neither_changed_nor_shared() -> None:
 def test_chunks(chunk_length_s: float | None, overlap: float | None, length: int | None, stride: int | None) -> None:
     extractor = MimiFeatureExtractor(chunk_length_s=chunk_length_s, overlap=overlap)
     assert (extractor.chunk_length, extractor.chunk_stride) == (length, stride)
-    peer = transformers().EncodecFeatureExtractor(chunk_length_s=chunk_length_s, overlap=overlap)
-    assert (peer.chunk_length, peer.chunk_stride) == (length, stride)
+    theirs = peer("transformers").EncodecFeatureExtractor(chunk_length_s=chunk_length_s, overlap=overlap)
+    assert (theirs.chunk_length, theirs.chunk_stride) == (length, stride)
 
 
 class TestFile:
@@ -184,17 +175,17 @@ class TestFile:
     def test_transformers_reads_what_we_write(self, tmp_path: Path, arguments: dict[str, Any]) -> None:
         extractor = MimiFeatureExtractor(**arguments)
         extractor.save_pretrained(tmp_path)
-        peer = transformers().AutoFeatureExtractor.from_pretrained(tmp_path)
-        assert type(peer).__name__ == "EncodecFeatureExtractor"
-        assert peer.to_dict() == extractor.to_dict()
+        theirs = peer("transformers").AutoFeatureExtractor.from_pretrained(tmp_path)
+        assert type(theirs).__name__ == "EncodecFeatureExtractor"
+        assert theirs.to_dict() == extractor.to_dict()
 
     @pytest.mark.parametrize("arguments", ARGUMENTS)
     def test_we_read_what_transformers_writes(self, tmp_path: Path, arguments: dict[str, Any]) -> None:
-        peer = transformers().EncodecFeatureExtractor(**arguments)
-        peer.save_pretrained(tmp_path)
+        theirs = peer("transformers").EncodecFeatureExtractor(**arguments)
+        theirs.save_pretrained(tmp_path)
         written = (tmp_path / "preprocessor_config.json").read_text()
         loaded = MimiFeatureExtractor.from_pretrained(tmp_path)
-        assert loaded.to_dict() == peer.to_dict()
+        assert loaded.to_dict() == theirs.to_dict()
         loaded.save_pretrained(tmp_path)
         assert (tmp_path / "preprocessor_config.json").read_text() == written
 

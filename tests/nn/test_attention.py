@@ -1,0 +1,155 @@
+"""Windowed attention against a dense mask, the ring against the whole, and the implementations against one another."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from phonograph.errors import ConfigError, MissingExtraError
+from phonograph.nn.attention import (
+    AttentionState,
+    attention_function,
+    cached_attention,
+    new_attention_state,
+    ring_step,
+    windowed_attention,
+)
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+WINDOW = 7
+
+
+def heads(steps: int, batch: int = 2, queries: int = 4, keys: int = 4, size: int = 8, seed: int = 0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(batch, number, steps, size, generator=generator) for number in (queries, keys, keys))
+
+
+def naive(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+    """One query at a time, in float64."""
+    queries, keys, values = queries.double(), keys.double(), values.double()
+    out = torch.zeros(*queries.shape[:3], values.shape[3], dtype=torch.float64)
+    group = queries.shape[1] // keys.shape[1]
+    for head in range(queries.shape[1]):
+        for step in range(queries.shape[2]):
+            seen = slice(max(0, step - window + 1), step + 1)
+            scores = (keys[:, head // group, seen] @ queries[:, head, step, :, None]).squeeze(-1) / queries.shape[-1] ** 0.5
+            out[:, head, step] = (scores.softmax(-1)[:, None] @ values[:, head // group, seen]).squeeze(1)
+    return out.float()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("keys", [4, 2, 1])
+@pytest.mark.parametrize("steps", [1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 2 * WINDOW + 1, 40])
+def test_window_equals_a_dense_mask(steps: int, keys: int, implementation: str) -> None:
+    inputs = heads(steps, keys=keys, seed=steps)
+    torch.testing.assert_close(windowed_attention(*inputs, WINDOW, implementation), naive(*inputs, WINDOW), **CLOSE)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    window=st.sampled_from([1, 2, WINDOW, 15, 16, 20]),
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=25),
+    keys=st.sampled_from([4, 2]),
+    implementation=st.sampled_from(["eager", "sdpa", "flash_attention_2"]),
+)
+def test_ring_equals_whole(window: int, sizes: list[int], keys: int, implementation: str) -> None:
+    """Any chunks of up to a window, for many windows."""
+    sizes = [min(size, window) for size in sizes]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(sys.modules, "flash_attn", stand_in())
+        inputs = heads(sum(sizes), keys=keys)
+        state = new_attention_state(2, keys, window, torch.zeros(8))
+        size = state.nbytes
+        seen, pieces = torch.zeros(2, dtype=torch.int64), []
+        for part in zip(*(x.split(sizes, 2) for x in inputs), strict=True):
+            steps = part[0].shape[2]
+            pieces.append(cached_attention(*part, state, ring_step(seen, steps, window, state), implementation))
+            seen = seen + steps
+    torch.testing.assert_close(torch.cat(pieces, 2), naive(*inputs, window), **CLOSE)
+    assert state.nbytes == size
+
+
+@pytest.mark.parametrize("steps", [1, 3, WINDOW])
+def test_streams_of_different_age_share_a_batch(steps: int) -> None:
+    inputs = heads(33)
+    starts = [0, 12]
+    state = new_attention_state(2, 4, WINDOW, torch.zeros(8))
+    for place in range(starts[1]):  # the second stream lives alone for a while
+        alone = AttentionState(state.keys[1:], state.values[1:])
+        part = [x[1:, :, place : place + 1] for x in inputs]
+        cached_attention(*part, alone, ring_step(torch.tensor([place]), 1, WINDOW, alone), "sdpa")
+    seen, pieces = torch.tensor(starts), []
+    for offset in range(0, 21, steps):
+        part = [torch.stack([x[i, :, s + offset : s + offset + steps] for i, s in enumerate(starts)]) for x in inputs]
+        pieces.append(cached_attention(*part, state, ring_step(seen, steps, WINDOW, state), "sdpa"))
+        seen = seen + steps
+    out, whole = torch.cat(pieces, 2), naive(*inputs, WINDOW)
+    for number, place in enumerate(starts):
+        torch.testing.assert_close(out[number], whole[number, :, place : place + 21], **CLOSE)
+
+
+def test_a_chunk_longer_than_the_window_is_our_own_mistake() -> None:
+    state = new_attention_state(1, 4, WINDOW, torch.zeros(8))
+    with pytest.raises(AssertionError, match="would overwrite keys that are still seen"):
+        ring_step(torch.tensor([0]), WINDOW + 1, WINDOW, state)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_dropout_drops(implementation: str) -> None:
+    inputs = heads(20)
+    torch.manual_seed(0)
+    dropped = windowed_attention(*inputs, WINDOW, implementation, dropout=0.5)
+    assert not torch.allclose(dropped, windowed_attention(*inputs, WINDOW, implementation))
+
+
+def stand_in() -> ModuleType:
+    """A `flash_attn` with the documented semantics: (B, T, H, D), grouped heads, a window of (left, right) neighbours."""
+
+    def flash_attn_func(
+        q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, causal: bool = False, window_size: tuple[int, int] = (-1, -1)
+    ) -> Tensor:
+        assert q.shape[1] == k.shape[1]
+        k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
+        place = torch.arange(q.shape[1])
+        distance = place[:, None] - place
+        visible = torch.ones_like(distance, dtype=torch.bool)
+        if causal:
+            visible &= distance >= 0
+        if window_size[0] >= 0:
+            visible &= distance <= window_size[0]
+        if window_size[1] >= 0:
+            visible &= -distance <= window_size[1]
+        scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
+        weights = torch.dropout(scores.masked_fill(~visible, float("-inf")).softmax(-1), dropout_p, train=dropout_p > 0)
+        return torch.einsum("bhts,bshd->bthd", weights, v)
+
+    module = ModuleType("flash_attn")
+    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.mark.parametrize("keys", [4, 2])
+@pytest.mark.parametrize("steps", [1, WINDOW, WINDOW + 1, 40])
+def test_flash_attention_is_called_as_it_documents(steps: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", stand_in())
+    inputs = heads(steps, keys=keys)
+    out = windowed_attention(*inputs, WINDOW, "flash_attention_2")
+    torch.testing.assert_close(out, windowed_attention(*inputs, WINDOW, "sdpa"), **CLOSE)
+
+
+def test_missing_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    match = r"flash_attention_2' needs the package flash-attn, which is not installed; run: pip install 'phonograph\[flash\]'"
+    with pytest.raises(MissingExtraError, match=match):
+        attention_function("flash_attention_2")
+    with pytest.raises(MissingExtraError, match=match):
+        windowed_attention(*heads(3), WINDOW, "flash_attention_2")
+
+
+def test_refuses_an_unknown_implementation() -> None:
+    with pytest.raises(ConfigError, match="eager, sdpa or flash_attention_2, got 'paged'; choose one of them"):
+        attention_function("paged")

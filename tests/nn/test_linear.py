@@ -1,0 +1,96 @@
+"""The product with the faster kernel equals torch's, for any number of rows, and follows its weight."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from phonograph.nn.linear import Linear, linear
+
+ROWS = [1, 2, 15, 16, 17, 31, 100, 511, 512, 513, 1024, 1025, 1500]
+
+
+def close(y: torch.Tensor, reference: torch.Tensor) -> None:
+    torch.testing.assert_close(y, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", ROWS)
+def test_equals_torch(rows: int, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = torch.randn(rows, 48, generator=generator), torch.randn(64, 48, generator=generator)
+    added = torch.randn(64, generator=generator) if bias else None
+    y = linear(x, weight, added)
+    assert y.shape == (rows, 64)
+    close(y, F.linear(x, weight, added))
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_module_equals_torch(dtype: torch.dtype, bias: bool, grad: bool) -> None:
+    torch.manual_seed(0)
+    module = Linear(48, 64, bias=bias).to(dtype).eval()
+    with torch.set_grad_enabled(grad):
+        for rows in ROWS[:8]:
+            x = torch.randn(2, rows, 48).to(dtype)
+            y = module(x)
+            assert y.shape == (2, rows, 64)
+            assert y.dtype is dtype
+            tolerance = 0.05 if dtype is torch.bfloat16 else 1e-4
+            torch.testing.assert_close(y, F.linear(x, module.weight, module.bias), rtol=tolerance, atol=tolerance)
+
+
+def test_gradients() -> None:
+    torch.manual_seed(0)
+    ours, theirs = Linear(48, 64), torch.nn.Linear(48, 64)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 40, 48)
+    for module in (ours, theirs):
+        module(x).square().sum().backward()
+    close(ours.weight.grad, theirs.weight.grad)
+    close(ours.bias.grad, theirs.bias.grad)
+
+
+@torch.no_grad()
+def test_changed_weights_are_used() -> None:
+    torch.manual_seed(0)
+    module = Linear(48, 64).eval()
+    x = torch.randn(1, 40, 48)
+    for change in (
+        lambda: None,
+        lambda: module.weight.mul_(2),
+        lambda: module.half().float(),
+        lambda: module.load_state_dict({"weight": torch.randn(64, 48), "bias": torch.randn(64)}),
+        lambda: setattr(module, "weight", torch.nn.Parameter(torch.randn(64, 48))),
+        lambda: module.load_state_dict({"weight": torch.randn(64, 48), "bias": torch.randn(64)}, assign=True),
+    ):
+        change()
+        close(module(x), F.linear(x, module.weight, module.bias))
+
+
+@torch.no_grad()
+def test_half_and_back_is_seen_however_memory_is_reused() -> None:
+    """The new weight lies where the old one lay, so an address tells nothing."""
+    x = torch.randn(1, 40, 64)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        module = Linear(64, 64).eval()
+        torch.nn.init.normal_(module.weight)
+        module(x)
+        module.bfloat16().float()
+        close(module(x), F.linear(x, module.weight, module.bias))
+
+
+@torch.no_grad()
+def test_a_used_module_can_be_copied_and_pickled() -> None:
+    module = Linear(48, 64).eval()
+    x = torch.randn(1, 40, 48)
+    expected = module(x)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        close(twin(x), expected)
+        twin.weight.zero_()
+        close(twin(x), twin.bias.expand(1, 40, 64))
+        close(module(x), expected)

@@ -1,0 +1,252 @@
+"""encode and decode: every form of speech and tokens, lists in batches, long recordings in blocks, and refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_mimi import ODD, TINY, random_mimi
+
+import phonograph
+from phonograph import Audio, MimiModel, SpeechTokens, audio
+from phonograph.api import codebooks_for_bitrate, load_codec
+from phonograph.errors import AudioError, CheckpointError, ConfigError, StreamError, TokenFileError
+
+RATE = 24000
+
+
+def chirp(seconds: float, channels: int = 1) -> np.ndarray:
+    """(channels, time), different in each channel."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    return np.stack([0.3 * np.sin(2 * np.pi * (200 + 90 * n + 300 * time) * time) for n in range(channels)]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> MimiModel:
+    return random_mimi(**TINY)
+
+
+def codes_of(model: MimiModel, samples: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model.encode(torch.from_numpy(samples)[None]).audio_codes[0].numpy()
+
+
+class TestEncode:
+    def test_path_audio_and_array_are_one(self, mini: MimiModel, clip: Path) -> None:
+        tokens = phonograph.encode(clip, mini)
+        loaded = audio.load(clip)
+        assert tokens == phonograph.encode(str(clip), mini)
+        assert tokens == phonograph.encode(loaded, mini)
+        assert tokens == phonograph.encode(loaded.samples, mini, sampling_rate=loaded.sampling_rate)
+        assert tokens.model_id == "mimi-mini"
+        assert tokens.weights_hash == mini.codebook_hash()
+        assert tokens.num_samples == loaded.resample(RATE).num_samples
+        assert tokens.codes.dtype == np.int16
+
+    def test_an_array_without_a_rate_has_the_models(self, tiny: MimiModel) -> None:
+        samples = chirp(0.1)
+        tokens = phonograph.encode(samples[0], tiny)
+        np.testing.assert_array_equal(tokens.codes, codes_of(tiny, samples))
+        assert tokens == phonograph.encode(samples.astype(np.float64), tiny, sampling_rate=RATE)
+        assert tokens.num_samples == 2400
+
+    def test_channels(self, tiny: MimiModel) -> None:
+        samples = chirp(0.1, channels=2)
+        mixed = phonograph.encode(samples, tiny)
+        assert mixed == phonograph.encode(samples.mean(0), tiny)
+        stereo = random_mimi(**ODD["stereo, attention bias, two semantic"])
+        np.testing.assert_array_equal(phonograph.encode(samples, stereo).codes, codes_of(stereo, samples))
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
+    def test_lists_keep_their_order(self, tiny: MimiModel, batch_size: int, tmp_path: Path) -> None:
+        clips: list[Any] = [chirp(seconds) for seconds in (0.2, 0.013, 0.31, 0.2, 0.002)]
+        alone = [phonograph.encode(clip, tiny) for clip in clips]
+        clips[1] = Audio(clips[1], RATE)
+        audio.save(tmp_path / "x.wav", Audio(clips[2], RATE))
+        clips[2], alone[2] = tmp_path / "x.wav", phonograph.encode(tmp_path / "x.wav", tiny)
+        assert phonograph.encode(clips, tiny, batch_size=batch_size) == alone
+        assert phonograph.encode(tuple(clips), tiny, batch_size=batch_size) == alone
+
+    def test_real_speech_in_batches(self, mini: MimiModel, speech: dict[str, torch.Tensor]) -> None:
+        clips = [clip[0, :20_000].numpy() for clip in speech.values()]
+        clips[0] = clips[0][:7777]
+        assert phonograph.encode(clips, mini, batch_size=3) == [phonograph.encode(clip, mini) for clip in clips]
+
+    def test_no_clips(self, tiny: MimiModel) -> None:
+        assert phonograph.encode([], tiny) == []
+        assert phonograph.decode([], tiny) == []
+
+    @pytest.mark.parametrize("length", [1, 5999, 6000, 6001, 18_822])
+    def test_blocks_equal_one_pass(self, tiny: MimiModel, length: int) -> None:
+        """Blocks of 125 frames of 48 samples, and a window of five frames."""
+        samples = np.random.default_rng(0).uniform(-0.3, 0.3, (1, length)).astype(np.float32)
+        progress: list[float] = []
+        tokens = phonograph.encode(samples, tiny, on_progress=progress.append)
+        np.testing.assert_array_equal(tokens.codes, codes_of(tiny, samples))
+        assert sum(progress) == pytest.approx(length / RATE)
+        assert len(progress) == -(-length // 6000)
+
+    def test_a_long_file_equals_one_pass(self, mini: MimiModel, speech: dict[str, torch.Tensor], tmp_path: Path) -> None:
+        samples = torch.cat([clip[0] for clip in speech.values()]).numpy()
+        audio.save(tmp_path / "long.wav", Audio(samples, RATE))
+        progress: list[float] = []
+        tokens = phonograph.encode(tmp_path / "long.wav", mini, on_progress=progress.append)
+        assert tokens.num_frames > 250
+        np.testing.assert_array_equal(tokens.codes, codes_of(mini, audio.load(tmp_path / "long.wav").samples))
+        assert sum(progress) == pytest.approx(len(samples) / RATE)
+        assert len(progress) > 2
+
+    def test_progress_of_lists(self, tiny: MimiModel) -> None:
+        progress: list[float] = []
+        phonograph.encode([chirp(0.2), chirp(0.1), chirp(0.3)], tiny, batch_size=2, on_progress=progress.append)
+        assert progress == pytest.approx([0.3, 0.3])
+
+    @pytest.mark.parametrize(("bitrate", "number"), [(125, 1), (249, 1), (250, 2), (1000, 8), (2000, 16), (64_000, 16)])
+    def test_bitrate(self, mini: MimiModel, bitrate: float, number: int) -> None:
+        samples = chirp(0.2)
+        tokens = phonograph.encode(samples, mini, bitrate=bitrate)
+        assert tokens.num_codebooks == number == codebooks_for_bitrate(mini.config, bitrate)
+        assert tokens.bitrate == 125 * number
+        assert tokens == phonograph.encode(samples, mini, num_quantizers=number)
+        assert tokens == phonograph.encode([samples], mini, bitrate=bitrate)[0]
+
+    def test_names_and_folders_of_models(self, tiny: MimiModel, tmp_path: Path) -> None:
+        tiny.save_pretrained(tmp_path)
+        samples = chirp(0.1)
+        expected = phonograph.encode(samples, tiny).codes
+        for name in (tmp_path, str(tmp_path)):
+            tokens = phonograph.encode(samples, name)
+            np.testing.assert_array_equal(tokens.codes, expected)
+            assert tokens.model_id == str(tmp_path)
+        assert load_codec(tmp_path) is load_codec(str(tmp_path))
+        assert load_codec(tiny) is tiny
+        assert phonograph.encode(samples).model_id == "mimi-mini"
+
+
+class TestDecode:
+    def test_every_form(self, mini: MimiModel, clip: Path, tmp_path: Path) -> None:
+        tokens = phonograph.encode(clip, mini)
+        with torch.no_grad():
+            expected = mini.decode(torch.from_numpy(tokens.codes)[None].long()).audio_values[0].numpy()
+        expected = expected[:, : tokens.num_samples]
+        tokens.save(tmp_path / "x.mimi")
+        for form in (tokens, tmp_path / "x.mimi", str(tmp_path / "x.mimi")):
+            speech = phonograph.decode(form, mini)
+            assert speech.sampling_rate == RATE
+            assert speech.samples.shape == expected.shape
+            np.testing.assert_allclose(speech.samples, expected, atol=1e-5 * np.abs(expected).max())
+
+    def test_the_model_that_the_tokens_name(self, tiny: MimiModel, tmp_path: Path) -> None:
+        tiny.save_pretrained(tmp_path)
+        tokens = phonograph.encode(chirp(0.1), tmp_path)
+        np.testing.assert_array_equal(phonograph.decode(tokens).samples, phonograph.decode(tokens, tiny).samples)
+
+    def test_long_tokens_and_progress(self, tiny: MimiModel) -> None:
+        samples = chirp(1.0)
+        tokens = phonograph.encode(samples, tiny)
+        assert tokens.num_frames == 500
+        progress: list[float] = []
+        speech = phonograph.decode(tokens, tiny, on_progress=progress.append)
+        with torch.no_grad():
+            expected = tiny.decode(torch.from_numpy(tokens.codes)[None].long()).audio_values[0].numpy()
+        np.testing.assert_allclose(speech.samples, expected, atol=1e-5 * np.abs(expected).max())
+        assert progress == pytest.approx([0.25] * 4)
+
+    def test_lists(self, tiny: MimiModel) -> None:
+        tokens = phonograph.encode([chirp(0.1), chirp(0.2)], tiny)
+        for ours, item in zip(phonograph.decode(tokens, tiny), tokens, strict=True):
+            np.testing.assert_array_equal(ours.samples, phonograph.decode(item, tiny).samples)
+
+    def test_fewer_codebooks(self, tiny: MimiModel) -> None:
+        tokens = phonograph.encode(chirp(0.1), tiny)
+        fewer = phonograph.encode(chirp(0.1), tiny, num_quantizers=2)
+        np.testing.assert_array_equal(
+            phonograph.decode(tokens.truncate(2), tiny).samples, phonograph.decode(fewer, tiny).samples
+        )
+
+    def test_unknown_length_gives_whole_frames(self, tiny: MimiModel) -> None:
+        tokens = phonograph.encode(chirp(0.0011), tiny)
+        assert phonograph.decode(tokens, tiny).num_samples == 26
+        unknown = SpeechTokens(tokens.codes, tokens.header)
+        assert phonograph.decode(unknown, tiny).num_samples == 48
+
+    @pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.41, 0.9), (0.3333, None), (0.95, 5.0)])
+    def test_a_part_is_that_of_the_whole(self, tiny: MimiModel, start: float, end: float | None) -> None:
+        tokens = phonograph.encode(chirp(1.0), tiny)
+        whole = phonograph.decode(tokens, tiny).samples
+        part = phonograph.decode(tokens, tiny, start_seconds=start, end_seconds=end).samples
+        expected = whole[:, round(start * RATE) : None if end is None else round(end * RATE)]
+        assert part.shape == expected.shape
+        np.testing.assert_allclose(part, expected, atol=1e-5 * np.abs(whole).max())
+
+
+class TestRefusals:
+    def test_both_codebooks_and_bitrate(self, tiny: MimiModel) -> None:
+        with pytest.raises(ConfigError, match="expected num_quantizers or bitrate, got both; pass one"):
+            phonograph.encode(chirp(0.1), tiny, num_quantizers=2, bitrate=1000)
+
+    def test_too_low_a_bitrate(self, mini: MimiModel) -> None:
+        with pytest.raises(ConfigError, match="a bitrate of at least 125 bit/s for this model, got 100; raise it"):
+            phonograph.encode(chirp(0.1), mini, bitrate=100)
+
+    @pytest.mark.parametrize("number", [0, 5])
+    def test_num_quantizers(self, tiny: MimiModel, number: int) -> None:
+        for speech in (chirp(0.1), [chirp(0.1)]):
+            with pytest.raises(ConfigError, match=f"num_quantizers from 1 to 4, got {number}"):
+                phonograph.encode(speech, tiny, num_quantizers=number)
+
+    @pytest.mark.parametrize("batch_size", [0, -1])
+    def test_batch_size(self, tiny: MimiModel, batch_size: int) -> None:
+        with pytest.raises(ConfigError, match=f"a batch_size of at least 1, got {batch_size}"):
+            phonograph.encode([chirp(0.1)], tiny, batch_size=batch_size)
+
+    @pytest.mark.parametrize(
+        ("samples", "match"),
+        [
+            (np.zeros((1, 0), np.float32), "got none"),
+            (np.zeros((1, 10), np.int16), "got int16"),
+            (np.zeros((5, 100), np.float32), "channels"),
+        ],
+    )
+    def test_audio(self, tiny: MimiModel, samples: np.ndarray, match: str) -> None:
+        for speech in (samples, [samples]):
+            with pytest.raises(AudioError, match=match):
+                phonograph.encode(speech, tiny)
+
+    def test_missing_files(self, tiny: MimiModel, tmp_path: Path) -> None:
+        for speech in (tmp_path / "no.wav", [tmp_path / "no.wav"]):
+            with pytest.raises(AudioError, match=r"no\.wav"):
+                phonograph.encode(speech, tiny)
+
+    def test_models_that_cannot_be(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"expected a bundled model, .* got 'nope'"):
+            phonograph.encode(chirp(0.1), "nope")
+        with pytest.raises(ConfigError, match=r"expected a device that works here .*got 'warp'"):
+            load_codec("mimi-mini", device="warp")
+        with pytest.raises(StreamError, match="run this model in one pass"):
+            phonograph.encode(chirp(0.1), random_mimi(**TINY | {"use_causal_conv": False}))
+
+    def test_tokens_of_another_model(self, tiny: MimiModel, mini: MimiModel) -> None:
+        tokens = phonograph.encode(chirp(0.1), tiny)
+        other = random_mimi(seed=1, **TINY)
+        for model in (mini, other):
+            with pytest.raises(
+                TokenFileError, match=r"got tokens of another model \(.*codebooks [0-9a-f]{12}\); pass the model"
+            ):
+                phonograph.decode(tokens, model)
+
+    def test_tokens_that_name_no_model(self, tiny: MimiModel) -> None:
+        with pytest.raises(TokenFileError, match=r"tokens that name their model, got tokens that don't; pass model="):
+            phonograph.decode(phonograph.encode(chirp(0.1), tiny))
+
+    def test_no_frames(self, tiny: MimiModel) -> None:
+        tokens = phonograph.encode(chirp(0.1), tiny)
+        empty = SpeechTokens(tokens.codes[:, :0], tokens.header)
+        with pytest.raises(TokenFileError, match="at least one frame of tokens, got none; encode some speech first"):
+            phonograph.decode(empty, tiny)
+
+    def test_a_part_that_is_not_there(self, tiny: MimiModel) -> None:
+        tokens = phonograph.encode(chirp(0.1), tiny)
+        with pytest.raises(ConfigError, match="expected"):
+            phonograph.decode(tokens, tiny, start_seconds=0.2)
