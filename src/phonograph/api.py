@@ -29,7 +29,7 @@ from phonograph.models.mimi.modeling_mimi import MimiEncoderOutput, MimiModel
 from phonograph.streaming import MimiDecoderSession, MimiEncoderSession
 from phonograph.tokens import SpeechTokens, TokenFileHeader
 
-__all__ = ["DEFAULT_CODEC", "codebooks_for_bitrate", "decode", "encode", "load_codec"]
+__all__ = ["DEFAULT_CODEC", "codebooks_for_bitrate", "decode", "decode_stream", "encode", "load_codec"]
 
 DEFAULT_CODEC = "mimi-mini"
 """The bundled model that works everywhere without a download."""
@@ -43,20 +43,24 @@ _BLOCK_FRAMES = 125
 
 
 def load_codec(
-    model: str | os.PathLike[str] | MimiModel, *, device: str = "cpu", dtype: str | torch.dtype = "float32"
+    model: str | os.PathLike[str] | MimiModel,
+    *,
+    device: str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    numerics: str = "fast",
 ) -> MimiModel:
     """The model of that name, kept for the next call, or `model` itself.
 
     Raises:
         CheckpointError: nothing of that name, or it is no Mimi. ConfigError: a device or dtype that does not work here.
     """
-    return model if isinstance(model, MimiModel) else _load_codec(os.fspath(model), device, dtype)
+    return model if isinstance(model, MimiModel) else _load_codec(os.fspath(model), device, dtype, numerics)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_codec(name: str, device: str, dtype: str | torch.dtype) -> MimiModel:
+def _load_codec(name: str, device: str, dtype: str | torch.dtype | None, numerics: str) -> MimiModel:
     _refuse_unusable(device)
-    return MimiModel.from_pretrained(name, device=device, dtype=dtype)
+    return MimiModel.from_pretrained(name, device=device, dtype=dtype, numerics=numerics)
 
 
 def _refuse_unusable(device: str) -> None:
@@ -195,14 +199,37 @@ def decode(
         TokenFileError: a damaged file, or tokens of another model. ConfigError: a part that the tokens don't have.
     """
     if isinstance(tokens, (str, os.PathLike, SpeechTokens)):
-        whole = tokens if isinstance(tokens, SpeechTokens) else SpeechTokens.load(tokens)
-        codec = _codec_of(whole, model)
-        part, skipped, length = _part(whole, codec.config, start_seconds, end_seconds)
-        speech = _decode_stream(codec, part, on_progress or (lambda seconds: None))
-        return Audio(speech[:, skipped : skipped + length], whole.sampling_rate)
+        blocks = list(
+            decode_stream(tokens, model, start_seconds=start_seconds, end_seconds=end_seconds, on_progress=on_progress)
+        )
+        return Audio(np.concatenate([block.samples for block in blocks], axis=1), blocks[0].sampling_rate)
     return [
         decode(item, model, start_seconds=start_seconds, end_seconds=end_seconds, on_progress=on_progress) for item in tokens
     ]
+
+
+def decode_stream(
+    tokens: Tokens,
+    model: str | os.PathLike[str] | MimiModel | None = None,
+    *,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    on_progress: Progress | None = None,
+) -> Iterator[Audio]:
+    """`decode` block by block, in memory that does not grow: for `phonograph.audio.save_stream`, or to play at once."""
+    whole = tokens if isinstance(tokens, SpeechTokens) else SpeechTokens.load(tokens)
+    codec = _codec_of(whole, model)
+    part, skipped, length = _part(whole, codec.config, start_seconds, end_seconds)
+    done = on_progress or (lambda seconds: None)
+    session = MimiDecoderSession(codec)
+    position = -skipped
+    for codes in np.array_split(part.codes, range(_BLOCK_FRAMES, part.num_frames, _BLOCK_FRAMES), axis=1):
+        samples = session.feed(torch.from_numpy(codes)).float().cpu().numpy()
+        kept = samples[:, max(0, -position) : length - position]
+        position += samples.shape[1]
+        if kept.shape[1]:
+            yield Audio(kept, part.sampling_rate)
+        done(codes.shape[1] / part.frame_rate)
 
 
 # Encoding ---------------------------------------------------------------------------------------------------------------
@@ -275,15 +302,6 @@ def _tokens(codec: MimiModel, codes: Tensor, num_samples: int) -> SpeechTokens:
 
 
 # Decoding ---------------------------------------------------------------------------------------------------------------
-
-
-def _decode_stream(codec: MimiModel, tokens: SpeechTokens, done: Progress) -> npt.NDArray[np.float32]:
-    session = MimiDecoderSession(codec)
-    pieces = []
-    for codes in np.array_split(tokens.codes, range(_BLOCK_FRAMES, tokens.num_frames, _BLOCK_FRAMES), axis=1):
-        pieces.append(session.feed(torch.from_numpy(codes)).float().cpu().numpy())
-        done(codes.shape[1] / tokens.frame_rate)
-    return np.concatenate(pieces, axis=1)
 
 
 def _part(tokens: SpeechTokens, config: MimiConfig, start: float, end: float | None) -> tuple[SpeechTokens, int, int]:

@@ -9,7 +9,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
@@ -362,16 +362,22 @@ def _decode_one(job: Job, load: _CodecOf, options: _Decoding, run: _Run) -> None
         codec = load(tokens)
         run.progress.start(job.source, tokens.duration_seconds)
         started = time.perf_counter()
-        speech = api.decode(
+        lengths: list[float] = []
+
+        def counted(blocks: "Iterable[Audio]") -> "Iterator[Audio]":
+            for block in blocks:
+                lengths.append(block.duration_seconds)
+                yield block
+
+        speech = api.decode_stream(
             tokens,
             codec,
             start_seconds=options.start_seconds,
             end_seconds=options.end_seconds,
             on_progress=run.progress.advance,
         )
-        elapsed = time.perf_counter() - started
-        _save_speech(speech, job, options)
-        run.done(job, tokens, speech.duration_seconds, elapsed)
+        _save_speech(counted(speech), job, options)
+        run.done(job, tokens, sum(lengths), time.perf_counter() - started)
 
 
 def _load_tokens(source: str, options: _Decoding) -> "SpeechTokens":
@@ -391,15 +397,15 @@ def _load_tokens(source: str, options: _Decoding) -> "SpeechTokens":
     return tokens if number is None else tokens.truncate(number)
 
 
-def _save_speech(speech: "Audio", job: Job, options: _Decoding) -> None:
+def _save_speech(speech: "Iterable[Audio]", job: Job, options: _Decoding) -> None:
     from phonograph import audio
 
     if job.output == STANDARD:
         with _binary_output() as file:
-            audio.save(file, speech, format=options.file_format)
+            audio.save_stream(file, speech, format=options.file_format)
     else:
         _make_folder(job.output)
-        speech.save(job.output)
+        audio.save_stream(job.output, speech)
 
 
 # Files ------------------------------------------------------------------------------------------------------------------

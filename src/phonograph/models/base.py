@@ -93,6 +93,7 @@ class PreTrainedModel(nn.Module):
         *,
         config: PreTrainedConfig | None = None,
         dtype: torch.dtype | str | None = None,
+        numerics: str = "fast",
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> M:
@@ -103,6 +104,8 @@ class PreTrainedModel(nn.Module):
             config: used instead of the checkpoint's config.json.
             dtype: type of the weights; None is float32, the type that parity is measured in, whatever the file holds;
                 "auto" is the type that config.json names. `torch_dtype` is accepted as another name of it.
+            numerics: "exact" computes in float64: rounding is then so far below any decision that results do not depend on
+                batch, chunks, threads or machine, at several times the cost. "fast" computes in `dtype`.
             device: where the weights go, tensor by tensor.
             options: HUB_OPTIONS (cache_dir, force_download, local_files_only, token, revision, subfolder),
                 attn_implementation, and any field of the configuration.
@@ -119,7 +122,7 @@ class PreTrainedModel(nn.Module):
         elif fields:
             raise ConfigError(f"expected either config=... or fields of it, got both ({', '.join(fields)}); change the config")
         with torch.device("meta"):
-            model = cls(config).to(_weights_dtype(dtype, config))
+            model = cls(config).to(_weights_dtype(_dtype_for(numerics, dtype), config))
         weights.load_strict(model, files, cls._renaming(config), torch.device(device))
         config.name_or_path = os.fspath(name_or_path)
         return model.eval()
@@ -159,6 +162,16 @@ class PreTrainedModel(nn.Module):
         config.dtype = str(self.dtype).removeprefix("torch.")
         config.save_pretrained(folder)
         weights.save_tensors(Path(folder) / hub.WEIGHTS_NAME, self.state_dict())
+
+
+def _dtype_for(numerics: str, dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    if numerics not in ("fast", "exact"):
+        raise ConfigError(f"expected numerics 'fast' or 'exact', got {numerics!r}; choose one of them")
+    if numerics == "fast":
+        return dtype
+    if dtype not in (None, "float64", torch.float64):
+        raise ConfigError(f"expected no dtype beside numerics='exact', which is float64, got {dtype}; leave it out")
+    return torch.float64
 
 
 def _weights_dtype(dtype: torch.dtype | str | None, config: PreTrainedConfig) -> torch.dtype:
