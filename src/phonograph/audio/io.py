@@ -396,7 +396,9 @@ class _FfmpegDecoder:
         self._ffmpeg_error = av.FFmpegError
         self._new_resampler = av.AudioResampler
         file.seek(0)
-        self._container = av.open(file, mode="r", metadata_errors="ignore", options={"format_whitelist": _FFMPEG_FORMATS})
+        # Up to version 18, tags that are no UTF-8 are an error unless this is said; version 19 has no such word.
+        tolerant = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+        self._container = av.open(file, mode="r", options={"format_whitelist": _FFMPEG_FORMATS}, **tolerant)
         try:
             self._stream, self.info = self._first_audio_stream()
         except BaseException:

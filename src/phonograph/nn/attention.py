@@ -167,11 +167,12 @@ def cached_attention(
 
 
 def _write(state: AttentionState, step: RingStep, keys: Tensor, values: Tensor) -> None:
-    index = step.slots[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+    stream = torch.arange(keys.shape[0], device=keys.device)[:, None]
     for ring, new in ((state.keys, keys), (state.values, values)):
+        by_slot, steps = ring.transpose(1, 2), new.detach().transpose(1, 2)  # (B, R, K, D) and (B, T, K, D)
         if step.active is not None:
-            new = torch.where(step.active[:, None, None, None], new, ring.gather(2, index))
-        ring.scatter_(2, index, new.detach())
+            steps = torch.where(step.active[:, None, None, None], steps, by_slot[stream, step.slots])
+        by_slot[stream, step.slots] = steps
 
 
 def _window_mask(start: int, end: int, first: int, last: int, window: int, device: torch.device) -> Tensor:

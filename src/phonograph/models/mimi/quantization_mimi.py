@@ -69,8 +69,8 @@ class MimiEuclideanCodebook(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """(...) int64 -> (..., D) float32."""
-        usage = self.cluster_usage.clamp_min(self.epsilon)
-        return F.embedding(codes, self.embed_sum) / usage[codes][..., None]
+        usage = self.cluster_usage[codes].clamp_min(self.epsilon)
+        return F.embedding(codes, self.embed_sum) / usage[..., None]
 
     def _centroids(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The centroids with their signs turned (K, D), and half their squared norms (K,)."""
