@@ -29,7 +29,16 @@ from phonograph.models.mimi.modeling_mimi import MimiEncoderOutput, MimiModel
 from phonograph.streaming import MimiDecoderSession, MimiEncoderSession
 from phonograph.tokens import SpeechTokens, TokenFileHeader
 
-__all__ = ["DEFAULT_CODEC", "codebooks_for_bitrate", "decode", "decode_stream", "encode", "load_codec"]
+__all__ = [
+    "DEFAULT_CODEC",
+    "check_codec",
+    "codebooks_for_bitrate",
+    "decode",
+    "decode_stream",
+    "encode",
+    "load_codec",
+    "token_header",
+]
 
 DEFAULT_CODEC = "mimi-mini"
 """The bundled model that works everywhere without a download."""
@@ -290,15 +299,19 @@ def _encode_batch(codec: MimiModel, clips: Sequence[Audio], num_quantizers: int 
 
 
 def _tokens(codec: MimiModel, codes: Tensor, num_samples: int) -> SpeechTokens:
-    header = TokenFileHeader(
+    return SpeechTokens(codes.cpu().numpy(), token_header(codec, codes.shape[0]), num_samples)
+
+
+def token_header(codec: MimiModel, num_codebooks: int) -> TokenFileHeader:
+    """What a token file says of codes of this model."""
+    return TokenFileHeader(
         model_id=codec.config.name_or_path,
         weights_hash=codec.codebook_hash(),
         sampling_rate=codec.config.sampling_rate,
         frame_samples=codec.frame_samples,
-        num_codebooks=codes.shape[0],
+        num_codebooks=num_codebooks,
         codebook_size=codec.config.codebook_size,
     )
-    return SpeechTokens(codes.cpu().numpy(), header, num_samples)
 
 
 # Decoding ---------------------------------------------------------------------------------------------------------------
@@ -333,9 +346,18 @@ def _codec_of(tokens: SpeechTokens, model: str | os.PathLike[str] | MimiModel | 
     codec = load_codec(tokens.model_id if model is None else model)
     if tokens.num_frames == 0:
         raise TokenFileError("expected at least one frame of tokens, got none; encode some speech first")
-    if tokens.weights_hash and tokens.weights_hash != codec.codebook_hash():
+    check_codec(tokens.header, codec)
+    return codec
+
+
+def check_codec(header: TokenFileHeader, codec: MimiModel) -> None:
+    """Refuse tokens that another model made.
+
+    Raises:
+        TokenFileError: the header names other codebooks.
+    """
+    if header.weights_hash and header.weights_hash != codec.codebook_hash():
         raise TokenFileError(
             f"expected tokens of {codec.config.name_or_path or 'this model'}, got tokens of another model "
-            f"({tokens.model_id or 'unnamed'}, codebooks {tokens.weights_hash[:12]}); pass the model that made them"
+            f"({header.model_id or 'unnamed'}, codebooks {header.weights_hash[:12]}); pass the model that made them"
         )
-    return codec

@@ -21,7 +21,12 @@ from phonograph.cli import main
 Run = Callable[..., "object"]
 
 COMMAND = "import sys; from phonograph.cli import main; sys.exit(main())"
-HELP = [[], ["--help"], *([name, "--help"] for name in ("encode", "decode", "info", "models", "demo", "config"))]
+HELP = [
+    [],
+    ["--help"],
+    *([name, "--help"] for name in ("encode", "decode", "info", "models", "demo", "config", "verify", "bench")),
+]
+HELP += [["stream", name, "--help"] for name in ("encode", "decode")]
 HELP += [["config", name, "--help"] for name in ("show", "validate", "diff")]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from random_mimi import TINY, random_mimi
 
 from phonograph import MimiConfig, SpeechTokens
 from phonograph.cli.app import app
@@ -33,29 +34,32 @@ def test_examples_run(run: Run, work: Path, line: str, monkeypatch: pytest.Monke
         Path(place).parent.mkdir(parents=True)
         shutil.copy("speech.wav", place)
     Path("tokens").mkdir()
+    Path("speech.raw").write_bytes(bytes(40_000))
     SpeechTokens.load("speech.mimi").save("tokens/talk.mimi")
+    random_mimi(**TINY).save_pretrained("my-tiny-mimi")
     MimiConfig.from_pretrained("mimi-mini").save_pretrained("my-mimi")
     (work / "clips").mkdir()
     shutil.copy("speech.wav", "clips/one.flac")
     monkeypatch.setattr("phonograph.loading.hub.BUNDLED_SPEECH", work / "clips")
     if line == "phonograph encode speech.wav":
         Path("speech.mimi").unlink()
-    assert line.startswith("phonograph ")
-    line, _, redirected = line.partition(" < ")
-    result = run(*shlex.split(line)[1:], stdin=Path(redirected.split(" > ")[0]).read_bytes() if redirected else b"")
-    assert (result.code, result.err) == (0, "")
-    assert len(result.out) > 100 or not redirected
+    data = b""
+    for part in line.split(" | "):
+        assert part.startswith("phonograph ")
+        words, _, redirected = part.split(" > ")[0].partition(" < ")
+        result = run(*shlex.split(words)[1:], stdin=Path(redirected).read_bytes() if redirected else data)
+        assert (result.code, result.err) == (0, "")
+        data = result.out
+    assert len(data) > 100 or " < " not in line or " -o " in line
 
 
 def options() -> list[tuple[str, str]]:
     """(section, option) of every command."""
     found = []
     group = typer.main.get_command(app)
-    commands = {**group.commands, **group.commands["config"].commands}
-    del commands["config"]
-    for name, command in commands.items():
-        title = "config" if name in group.commands["config"].commands else name
-        found += [(title, option) for parameter in command.params for option in parameter.opts if option.startswith("-")]
+    for title, command in group.commands.items():
+        for leaf in getattr(command, "commands", {"": command}).values():
+            found += [(title, option) for parameter in leaf.params for option in parameter.opts if option.startswith("-")]
     return [pair for pair in found if pair[1] != "--help"]
 
 
@@ -64,7 +68,7 @@ def test_every_option_is_explained(title: str, option: str) -> None:
     assert re.search(rf"(?<=[ `]){option}(?=[ `])|(?<=[ `]){option}$", section(title), re.MULTILINE)
 
 
-@pytest.mark.parametrize("title", ["encode", "decode", "info", "demo", "config"])
+@pytest.mark.parametrize("title", ["encode", "decode", "info", "demo", "config", "stream", "verify", "bench"])
 def test_no_option_is_invented(title: str) -> None:
     known = {option for name, option in options() if name == title}
     assert set(re.findall(r"(?<=[ `])--[a-z][a-z-]*", section(title))) <= known

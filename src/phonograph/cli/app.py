@@ -9,11 +9,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from phonograph import __version__
+from phonograph.cli.bench import bench
 from phonograph.cli.codec import decode, encode
 from phonograph.cli.config import config_app
 from phonograph.cli.console import say_error
 from phonograph.cli.demo import demo
 from phonograph.cli.inspect import info, models
+from phonograph.cli.stream import StreamInterrupted, stream_app
+from phonograph.cli.verify import verify
 from phonograph.errors import PhonographError
 
 __all__ = ["app", "main"]
@@ -28,9 +31,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes longer to load than all of this takes to run
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, info, models, demo):
+for command in (encode, decode, info, models, demo, verify, bench):
     app.command()(command)
 app.add_typer(config_app, name="config")
+app.add_typer(stream_app, name="stream")
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are no text
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are no news: our one line says what failed
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(arguments)
@@ -72,7 +77,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return EXIT_REFUSED
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        if code in (EXIT_INTERRUPTED, EXIT_TERMINATED) and not isinstance(end, StreamInterrupted):
             say_error("interrupted; files that were not finished have been removed, run it again for the rest")
         return code
     return 0

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phonograph.models.mimi.modeling_mimi import MimiModel
     from phonograph.tokens import SpeechTokens
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "load_codec", "make_folder"]
 
 _LONGEST_IN_BATCH_SECONDS = 30.0
 _BITRATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(k?)(?:bps|bit/s|b/s)?", re.IGNORECASE)
@@ -104,7 +104,7 @@ def _run(jobs: Sequence[Job], refused: Sequence[PhonographError], quiet: bool, a
     run.finish(jobs)
 
 
-def _load_codec(model: str, device: str, dtype: str, threads: int | None) -> "MimiModel":
+def load_codec(model: str, device: str, dtype: str, threads: int | None) -> "MimiModel":
     import torch
 
     from phonograph import api
@@ -154,7 +154,7 @@ def encode(
     inputs, refused = find_inputs(speech, AUDIO_SUFFIXES)
     jobs = plan(inputs, out, Outputs(TOKEN_SUFFIXES, _known_suffix(file_format, TOKEN_SUFFIXES), overwrite))
     with _run(jobs, refused, quiet, as_json) as run:
-        codec = _load_codec(model, device, dtype, threads)
+        codec = load_codec(model, device, dtype, threads)
         options = _Encoding(codec, _wanted_codebooks(codec.config, codebooks, bitrate), channel)
         for group in _groups(jobs, batch_size, run):
             if len(group) == 1:
@@ -277,7 +277,7 @@ def _save_tokens(tokens: "SpeechTokens", job: Job) -> None:
         with _binary_output() as file:
             tokens.save(file)
     else:
-        _make_folder(job.output)
+        make_folder(job.output)
         tokens.save(job.output)
 
 
@@ -342,7 +342,7 @@ class _CodecOf:
 
     def __call__(self, tokens: "SpeechTokens") -> "MimiModel | None":
         name = tokens.model_id if self.model is None else self.model
-        return _load_codec(name, self.device, self.dtype, self.threads) if name else None
+        return load_codec(name, self.device, self.dtype, self.threads) if name else None
 
 
 @dataclass(frozen=True)
@@ -404,7 +404,7 @@ def _save_speech(speech: "Iterable[Audio]", job: Job, options: _Decoding) -> Non
         with _binary_output() as file:
             audio.save_stream(file, speech, format=options.file_format)
     else:
-        _make_folder(job.output)
+        make_folder(job.output)
         audio.save_stream(job.output, speech)
 
 
@@ -419,7 +419,7 @@ def _known_suffix(file_format: str, suffixes: Sequence[str]) -> str:
     return suffix
 
 
-def _make_folder(path: str) -> None:
+def make_folder(path: str) -> None:
     folder = Path(path).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
