@@ -10,7 +10,7 @@ from random_mimi import ODD, TINY, random_mimi
 
 import phonograph
 from phonograph import Audio, MimiModel, SpeechTokens, audio
-from phonograph.api import codebooks_for_bitrate, load_codec
+from phonograph.api import codebooks_for_bitrate, decode_stream, load_codec
 from phonograph.errors import AudioError, CheckpointError, ConfigError, StreamError, TokenFileError
 
 RATE = 24000
@@ -179,6 +179,58 @@ class TestDecode:
         expected = whole[:, round(start * RATE) : None if end is None else round(end * RATE)]
         assert part.shape == expected.shape
         np.testing.assert_allclose(part, expected, atol=1e-5 * np.abs(whole).max())
+
+
+class TestDecodeStream:
+    @pytest.mark.parametrize(("start", "end"), [(0.0, None), (0.0, 0.5), (0.41, 0.9), (0.3333, None)])
+    def test_blocks_joined_are_the_whole(self, tiny: MimiModel, start: float, end: float | None) -> None:
+        tokens = phonograph.encode(chirp(1.0), tiny)
+        with torch.no_grad():
+            whole = tiny.decode(torch.from_numpy(tokens.codes)[None].long()).audio_values[0].numpy()
+        blocks = list(decode_stream(tokens, tiny, start_seconds=start, end_seconds=end))
+        assert all(0 < block.num_samples <= 6000 for block in blocks)
+        joined = np.concatenate([block.samples for block in blocks], axis=1)
+        expected = whole[:, round(start * RATE) : None if end is None else round(end * RATE)]
+        np.testing.assert_allclose(joined, expected, atol=1e-5 * np.abs(whole).max())
+        decoded = phonograph.decode(tokens, tiny, start_seconds=start, end_seconds=end)
+        np.testing.assert_array_equal(decoded.samples, joined)
+        assert decoded.sampling_rate == blocks[0].sampling_rate == RATE
+
+    def test_comes_as_it_is_asked_for(self, tiny: MimiModel) -> None:
+        tokens = phonograph.encode(chirp(1.0), tiny)
+        progress: list[float] = []
+        blocks = decode_stream(tokens, tiny, on_progress=progress.append)
+        assert progress == []
+        next(blocks)
+        next(blocks)
+        assert progress == pytest.approx([0.25])
+        assert sum(block.num_samples for block in blocks) == 12_000
+        assert sum(progress) == pytest.approx(1.0)
+
+    @pytest.mark.parametrize("name", ["wav", "flac", "ogg"])
+    def test_into_a_file(self, tiny: MimiModel, tmp_path: Path, name: str) -> None:
+        tokens = phonograph.encode(chirp(1.0), tiny)
+        tokens.save(tmp_path / "x.mimi")
+        audio.save_stream(tmp_path / f"blocks.{name}", decode_stream(tmp_path / "x.mimi", tiny))
+        phonograph.decode(tokens, tiny).save(tmp_path / f"whole.{name}")
+        blocks, whole = (audio.load(tmp_path / f"{stem}.{name}") for stem in ("blocks", "whole"))
+        np.testing.assert_array_equal(blocks.samples, whole.samples)
+
+    def test_one_model_many_streams(self, tiny: MimiModel) -> None:
+        """Taken in turns."""
+        tokens = [phonograph.encode(chirp(seconds), tiny) for seconds in (1.0, 0.9)]
+        turns = list(zip(*(decode_stream(item, tiny) for item in tokens), strict=False))
+        for item, blocks in zip(tokens, zip(*turns, strict=True), strict=True):
+            joined = np.concatenate([block.samples for block in blocks], axis=1)
+            np.testing.assert_array_equal(joined, phonograph.decode(item, tiny).samples[:, : joined.shape[1]])
+
+    def test_refuses_when_the_first_block_is_asked_for(self, tiny: MimiModel, mini: MimiModel, tmp_path: Path) -> None:
+        tokens = phonograph.encode(chirp(0.1), tiny)
+        with pytest.raises(TokenFileError, match="got tokens of another model"):
+            audio.save_stream(tmp_path / "x.wav", decode_stream(tokens, mini))
+        with pytest.raises(ConfigError, match="expected"):
+            next(decode_stream(tokens, tiny, start_seconds=0.2))
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestRefusals:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -372,6 +373,129 @@ class TestSave:
     def test_refuses_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="No such file or directory"):
             audio.save(tmp_path / "none" / "out.wav", chirp(), RATE)
+
+
+def cut(sound: audio.Audio, *places: int) -> list[audio.Audio]:
+    """The sound in blocks that end at these samples."""
+    return [audio.Audio(part, sound.sampling_rate) for part in np.split(sound.samples, places, axis=1)]
+
+
+class Pipe(io.RawIOBase):
+    """Takes bytes and can't go back."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def write(self, data: "bytes | memoryview") -> int:
+        self.data += bytes(data)
+        return len(data)
+
+
+class TestSaveStream:
+    @pytest.mark.parametrize("name", ["wav", "flac", "ogg", "aiff"])
+    @pytest.mark.parametrize("channels", [1, 2])
+    def test_equals_saving_the_whole(self, tmp_path: Path, name: str, channels: int) -> None:
+        sound = audio.Audio(chirp(4, channels=channels), RATE)
+        audio.save(tmp_path / f"whole.{name}", sound)
+        audio.save_stream(tmp_path / f"blocks.{name}", iter(cut(sound, 1, 2, 5000, 90_001)))
+        whole, blocks = (audio.load(tmp_path / f"{stem}.{name}") for stem in ("whole", "blocks"))
+        assert blocks.sampling_rate == RATE
+        np.testing.assert_array_equal(blocks.samples, whole.samples)
+        if name != "ogg":  # a stream of Ogg pages has a serial number of its own
+            assert (tmp_path / f"blocks.{name}").read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
+
+    @pytest.mark.parametrize("name", ["wav", "flac"])
+    def test_into_what_cannot_seek(self, tmp_path: Path, name: str) -> None:
+        sound = audio.Audio(chirp(), RATE)
+        audio.save(tmp_path / f"whole.{name}", sound)
+        pipe = Pipe()
+        audio.save_stream(pipe, cut(sound, 100, 5000), format=name)
+        assert pipe.data == (tmp_path / f"whole.{name}").read_bytes()
+
+    def test_into_a_real_pipe(self) -> None:
+        script = (
+            "import sys, numpy; from phonograph import Audio, audio; "
+            "audio.save_stream(sys.stdout.buffer, (Audio(numpy.full(1000, n / 8), 8000) for n in range(3)), format='wav')"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+        samples = audio.load(done.stdout).samples[0]
+        assert samples[::1000].tolist() == [0, 0.125, 0.25]
+        assert len(samples) == 3000
+
+    def test_memory_does_not_grow_with_the_file(self, tmp_path: Path) -> None:
+        def peak_bytes(blocks: int) -> int:
+            tracemalloc.start()
+            audio.save_stream(tmp_path / "x.wav", (audio.Audio(chirp(), RATE) for _ in range(blocks)))
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            return peak
+
+        assert peak_bytes(100) < peak_bytes(10) + 100_000
+
+    @pytest.mark.parametrize(
+        ("other", "match"),
+        [
+            (audio.Audio(chirp(rate=16_000), 16_000), r"blocks like the first, .*24000.*, got .*16000.*; convert them first"),
+            (audio.Audio(chirp(channels=2), RATE), r"blocks like the first, .*num_channels=1.*, got .*num_channels=2"),
+            (audio.Audio([0.0, float("nan")], RATE), "NaN|nan|finite"),
+        ],
+    )
+    def test_refuses_blocks_and_leaves_nothing(self, tmp_path: Path, other: audio.Audio, match: str) -> None:
+        with pytest.raises(AudioError, match=match):
+            audio.save_stream(tmp_path / "x.wav", [audio.Audio(chirp(), RATE), other])
+        assert list(tmp_path.iterdir()) == []
+
+    def test_refuses_no_blocks(self, wav: Path) -> None:
+        before = wav.read_bytes()
+        for target in (wav, wav.with_name("new.wav")):
+            with pytest.raises(AudioError, match="at least one block of audio to write, got none"):
+                audio.save_stream(target, iter([]))
+        with pytest.raises(AudioError, match="at least one block of audio to write, got none"):
+            audio.save_stream(io.BytesIO(), [], format="wav")
+        assert list(wav.parent.iterdir()) == [wav]
+        assert wav.read_bytes() == before
+
+    def test_refuses_formats_before_the_first_block_is_asked_for(self, tmp_path: Path) -> None:
+        def blocks() -> Iterator[audio.Audio]:
+            raise AssertionError("asked")
+            yield
+
+        with pytest.raises(AudioError, match="expected a suffix or format among"):
+            audio.save_stream(tmp_path / "x.txt", blocks())
+
+    def test_a_source_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
+        def blocks() -> Iterator[audio.Audio]:
+            yield audio.Audio(chirp(), RATE)
+            raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            audio.save_stream(tmp_path / "x.flac", blocks())
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["wav", "flac", "ogg"])
+    def test_a_full_disk_leaves_nothing(self, tmp_path: Path, name: str) -> None:
+        """A writer that may write 20,000 bytes, as a disk that is full after them; blocks after that are not asked for."""
+        script = (
+            "import resource, sys, numpy; from phonograph import Audio, audio; from phonograph.errors import OutputError\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+            "asked = []\n"
+            "noise = numpy.random.default_rng(0).uniform(-0.5, 0.5, 24000)\n"
+            "blocks = (asked.append(n) or Audio(noise, 24000) for n in range(100))\n"
+            "try: audio.save_stream(sys.argv[1], blocks)\n"
+            "except OutputError as error: print(error, len(asked))\n"
+        )
+        path = tmp_path / f"x.{name}"
+        done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+        message, _, asked = done.stdout.strip().rpartition(" ")
+        assert message == f"cannot write {path}: File too large; choose another place or make room there"
+        assert int(asked) < 10
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestAudio:

@@ -12,6 +12,7 @@ Every refusal is an `AudioError` of one line; the exceptions of the libraries be
 
 import contextlib
 import io
+import itertools
 import operator
 import os
 import re
@@ -397,7 +398,7 @@ class _FfmpegDecoder:
         self._new_resampler = av.AudioResampler
         file.seek(0)
         # Up to version 18, tags that are no UTF-8 are an error unless this is said; version 19 has no such word.
-        tolerant = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+        tolerant: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
         self._container = av.open(file, mode="r", options={"format_whitelist": _FFMPEG_FORMATS}, **tolerant)
         try:
             self._stream, self.info = self._first_audio_stream()
@@ -800,28 +801,33 @@ class _Sink(io.RawIOBase):
 
 def _write_blocks(file: BinaryIO, blocks: Iterable[Audio], container: str, subtype: str) -> None:
     target = file if file.seekable() else io.BytesIO()
-    sink, output, first = _Sink(target), None, None
-    try:
-        for block in blocks:
-            _refuse_non_finite(block)
-            if first is None or output is None:
-                first, output = block, _opened_output(sink, block, container, subtype)
-            if (block.num_channels, block.sampling_rate) != (first.num_channels, first.sampling_rate):
-                raise AudioError(f"expected blocks like the first, {first!r}, got {block!r}; convert them first")
-            values = _quantized(block.samples, subtype)
-            # libsndfile's Vorbis encoder overflows its stack on one long write.
-            for start in range(0, block.num_samples, _READ_SAMPLES):
-                output.write(np.ascontiguousarray(values[:, start : start + _READ_SAMPLES].T))
-            sink.check()
-    finally:
-        if output is not None:
-            output.close()
-    sink.check()
+    sink, alike = _Sink(target), _alike(blocks)
+    first = next(alike, None)
     if first is None:
         raise AudioError("expected at least one block of audio to write, got none")
+    output = _opened_output(sink, first, container, subtype)
+    try:
+        # All writes are of one size, whatever the blocks: libsndfile's Vorbis encoder overflows its stack on a long one, and
+        # begins otherwise after a short one.
+        for samples in _reblocked((block.samples for block in itertools.chain([first], alike)), _READ_SAMPLES):
+            output.write(np.ascontiguousarray(_quantized(samples, subtype).T))
+            sink.check()
+    finally:
+        output.close()
+    sink.check()
     if target is not file:  # a pipe: headers can only be completed in memory
         target.seek(0)
         shutil.copyfileobj(target, file)
+
+
+def _alike(blocks: Iterable[Audio]) -> Iterator[Audio]:
+    first = None
+    for block in blocks:
+        _refuse_non_finite(block)
+        first = first or block
+        if (block.num_channels, block.sampling_rate) != (first.num_channels, first.sampling_rate):
+            raise AudioError(f"expected blocks like the first, {first!r}, got {block!r}; convert them first")
+        yield block
 
 
 def _opened_output(sink: _Sink, block: Audio, container: str, subtype: str) -> Any:

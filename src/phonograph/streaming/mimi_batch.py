@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phonograph.errors import ConfigError, StreamError
+from phonograph.errors import AudioError, ConfigError, StreamError
 from phonograph.models.mimi.modeling_mimi import MimiModel
 
 __all__ = ["MimiBatch"]
@@ -59,6 +59,7 @@ class MimiBatch:
         """Memory of all slots' states, in bytes; it never changes."""
         return sum(state.nbytes for state in (self._convs, self._transformer, self._decoder))
 
+    @torch.inference_mode()
     def join(self) -> int:
         """Take a free slot for a new stream.
 
@@ -72,6 +73,7 @@ class MimiBatch:
         self.reset(slot)
         return slot
 
+    @torch.inference_mode()
     def leave(self, slot: int) -> None:
         """Free a slot.
 
@@ -81,6 +83,7 @@ class MimiBatch:
         self._check_joined(slot)
         self._joined[slot] = False
 
+    @torch.inference_mode()
     def reset(self, slot: int) -> None:
         """Begin a new stream, both ways, in a slot that is in use.
 
@@ -100,9 +103,11 @@ class MimiBatch:
                 all in use. What stands in the rows of other slots does not matter; their codes are -1.
 
         Raises:
-            StreamError: another shape, or an active slot that is not in use.
+            AudioError: frames of integers. StreamError: another shape, or an active slot that is not in use.
         """
         self._check_shape("frames", frames, (self.slots, self.model.config.audio_channels, self.model.frame_samples))
+        if not frames.is_floating_point():
+            raise AudioError(f"expected floating-point frames in [-1, 1], got {frames.dtype}; convert them first")
         return self._run(self._encode_step, frames.to(self.model.device, self.model.dtype), self._active(active))
 
     def decode(self, codes: Tensor, active: Tensor | None = None) -> Tensor:
@@ -111,10 +116,16 @@ class MimiBatch:
         The audio of slots that are not active is 0.
 
         Raises:
-            StreamError: another shape, or an active slot that is not in use. ConfigError: too many or too few codebooks.
+            StreamError: another shape, or an active slot that is not in use. ConfigError: too many or too few codebooks,
+                codes that are no integers, or (seen on the host only) out of range in an active slot.
         """
-        self._check_shape("codes", codes, (self.slots, self.model.check_num_quantizers(codes.shape[1]), 1))
-        return self._run(self._decode_step, codes.to(self.model.device, torch.int64), self._active(active))
+        number = codes.shape[1] if codes.dim() == 3 else self.num_quantizers
+        self._check_shape("codes", codes, (self.slots, self.model.check_num_quantizers(number), 1))
+        if codes.is_floating_point():
+            raise ConfigError(f"expected integer codes, got {codes.dtype}; convert them first")
+        going = self._active(active)
+        self._check_range(codes, self._joined if active is None else active)
+        return self._run(self._decode_step, codes.to(self.model.device, torch.int64), going)
 
     def _encode_step(self, frames: Tensor, active: Tensor) -> Tensor:
         frames = frames.masked_fill(~active[:, None, None], 0)
@@ -140,6 +151,8 @@ class MimiBatch:
         if active is None:
             return self._joined.to(self.model.device)
         self._check_shape("active", active, (self.slots,))
+        if active.dtype != torch.bool:
+            raise StreamError(f"expected active as bool, got {active.dtype}; pass True for each slot that has a frame")
         if bool((active.cpu() & ~self._joined).any()):
             raise StreamError(f"expected active slots among those in use, {self.joined}, got {active.tolist()}; join first")
         return active.to(self.model.device)
@@ -147,6 +160,15 @@ class MimiBatch:
     def _check_joined(self, slot: int) -> None:
         if slot not in self.joined:
             raise StreamError(f"expected a slot in use ({self.joined}), got {slot}; join first")
+
+    def _check_range(self, codes: Tensor, active: Tensor) -> None:
+        size = self.model.config.codebook_size
+        # A look at the values would stall a GPU; there the lookup itself stops on a bad index.
+        if codes.device.type == "cpu" and bool((((codes < 0) | (codes >= size)) & active.cpu()[:, None, None]).any()):
+            raise ConfigError(
+                f"expected codes from 0 to {size - 1} in active slots, got {codes[:, :, 0].tolist()}; "
+                "these codes are of another model, or damaged"
+            )
 
     @staticmethod
     def _check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
@@ -159,6 +181,10 @@ class _Step:
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor], value: Tensor, active: Tensor) -> None:
         self.value, self.active = value.clone(), torch.zeros_like(active)
+        with torch.cuda.device_of(value):  # streams and captures belong to the current device, which may be another
+            self._capture(step)
+
+    def _capture(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels are chosen and caches filled before capture; no slot is active in it

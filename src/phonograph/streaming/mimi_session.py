@@ -73,14 +73,14 @@ class _Session:
                 f"expected a {cls.__name__} saved with this model, got one of {about.get('kind')} with codebooks "
                 f"{about.get('codebooks', '')[:12]}; pass the model it was saved with"
             )
-        session = cls(model, **json.loads(about["arguments"]))
-        own = session._tensors()
-        if {name: tensor.shape for name, tensor in own.items() if name != "held"} != {
-            name: tensor.shape for name, tensor in tensors.items() if name != "held"
-        }:
+        try:
+            session, ended = cls(model, **json.loads(about["arguments"])), json.loads(about["ended"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StreamError(f"expected the bytes of a saved session, got damaged ones: {error}; save it again") from error
+        if _shapes(session._tensors()) != _shapes(tensors):
             raise StreamError("expected the state of a model of this shape, got another; pass the model it was saved with")
         session._restore(tensors)
-        session._ended = json.loads(about["ended"])
+        session._ended = ended
         return session
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
@@ -95,6 +95,11 @@ class _Session:
 
 def _numbered(**states: State) -> dict[str, Tensor]:
     return {f"{name}.{i}": tensor for name, state in states.items() for i, tensor in enumerate(state.tensors())}
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    """Of all, but for the samples held, whose number varies."""
+    return {name: tensor.shape[:-1] if name == "held" else tensor.shape for name, tensor in tensors.items()}
 
 
 def _parsed(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -124,6 +129,7 @@ class MimiEncoderSession(_Session):
         self._transformer = model.encoder_transformer.new_state(1)
         self._held = torch.zeros(1, model.config.audio_channels, 0, dtype=model.dtype, device=model.device)
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Forget everything and begin a new stream."""
         self._convs.reset()
@@ -204,6 +210,7 @@ class MimiDecoderSession(_Session):
         super().__init__(model)
         self._state = model.new_decoder_state(1)
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Forget everything and begin a new stream."""
         self._state.reset()
