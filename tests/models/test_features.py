@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from peers import assert_same
 
 from phonograph.errors import AudioError, CheckpointError, ConfigError, OutputError
 from phonograph.models.features import PREPROCESSOR_NAME, BatchFeature, FeatureExtractor
@@ -31,19 +32,6 @@ def peer(**settings: Any) -> Any:
     else:
         transformers = pytest.importorskip("transformers")
     return transformers.EncodecFeatureExtractor(**settings)
-
-
-def assert_same(ours: BatchFeature, theirs: Any) -> None:
-    """Equal items, shapes and dtypes; where theirs are object arrays of unequal rows, ours are lists."""
-    assert set(ours) == set(theirs)
-    for name, expected in theirs.items():
-        if getattr(expected, "dtype", None) == np.dtype(object):
-            expected = list(expected)
-        assert type(ours[name]) is type(expected)
-        pairs = zip(ours[name], expected, strict=True) if isinstance(expected, list) else [(ours[name], expected)]
-        for value, other in pairs:
-            assert (value.dtype, value.shape) == (other.dtype, other.shape)
-            np.testing.assert_array_equal(np.asarray(value), np.asarray(other))
 
 
 CLIPS = [np.arange(1, 7, dtype=np.float32), np.arange(1, 5, dtype=np.float64), np.array([0.5], np.float32)]

@@ -10,10 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peers import peer
+from peers import assert_same, peer
 
 from phonograph.errors import AudioError, ConfigError
-from phonograph.models.features import BatchFeature
 from phonograph.models.mimi.feature_extraction_mimi import MimiFeatureExtractor
 
 RATE = 24000
@@ -26,19 +25,6 @@ def noise(length: int, channels: int | None = None) -> np.ndarray:
 
 def is_ragged(value: Any) -> bool:
     return getattr(value, "dtype", None) == np.dtype(object)
-
-
-def assert_same(ours: BatchFeature, theirs: Any) -> None:
-    """Equal items, shapes and dtypes; where theirs are object arrays of unequal rows, ours are lists."""
-    assert set(ours) == set(theirs)
-    for name, expected in theirs.items():
-        if is_ragged(expected):
-            expected = list(expected)
-        assert type(ours[name]) is type(expected)
-        pairs = zip(ours[name], expected, strict=True) if isinstance(expected, list) else [(ours[name], expected)]
-        for value, other in pairs:
-            assert (value.dtype, value.shape) == (other.dtype, other.shape)
-            np.testing.assert_array_equal(np.asarray(value), np.asarray(other))
 
 
 OPTIONS = st.fixed_dictionaries(
