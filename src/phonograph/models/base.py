@@ -59,8 +59,6 @@ class PreTrainedModel(nn.Module):
     """Base of all models: `from_pretrained`, `save_pretrained`, `device`, `dtype`."""
 
     config_class: ClassVar[type[PreTrainedConfig]]
-    base_model_prefix: ClassVar[str] = ""
-    main_input_name: ClassVar[str] = "input_values"
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()

@@ -128,7 +128,6 @@ class MimiBatch:
         return self._run(self._decode_step, codes.to(self.model.device, torch.int64), going)
 
     def _encode_step(self, frames: Tensor, active: Tensor) -> Tensor:
-        frames = frames.masked_fill(~active[:, None, None], 0)
         latents = self.model.encode_latents(frames, None, self._transformer, self._convs, active)
         codes = self.model.quantizer.encode(latents, self.num_quantizers)
         return codes.masked_fill(~active[:, None, None], -1)
