@@ -36,7 +36,7 @@ class Row:
     """One comparison: shares of codes that differ, and the largest difference of a sample for the largest sample."""
 
     weights: str
-    library: str
+    package: str
     compared: str
     mismatch: float
     semantic_mismatch: float
@@ -192,7 +192,7 @@ def main() -> None:
         found = list(compare(weights, model, clips))
         table = [
             (
-                row.library,
+                row.package,
                 row.compared,
                 f"{row.mismatch:.4%}",
                 f"{row.semantic_mismatch:.4%}",

@@ -33,6 +33,16 @@ def codes_of(model: MimiModel, samples: np.ndarray) -> np.ndarray:
 
 
 class TestEncode:
+    def test_a_list_without_batches_is_never_whole_in_memory(
+        self, tiny: MimiModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paths = [tmp_path / f"{seconds}.wav" for seconds in (2, 1)]
+        for path in paths:
+            audio.save(path, chirp(float(path.stem)), RATE)
+        expected = [phonograph.encode(path, tiny) for path in paths]
+        monkeypatch.setattr(audio, "load", lambda *_, **__: pytest.fail("a file was read whole"))
+        assert phonograph.encode(paths, tiny) == expected
+
     def test_path_audio_and_array_are_one(self, mini: MimiModel, clip: Path) -> None:
         tokens = phonograph.encode(clip, mini)
         loaded = audio.load(clip)

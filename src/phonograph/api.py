@@ -139,7 +139,8 @@ def encode(
         num_quantizers: codebooks wanted; None is all, or what `bitrate` (bits per second) has room for.
         sampling_rate: of arrays, in Hz; None is the model's own.
         channel: of files, take this channel alone, counted from 0; needed for files of more than two.
-        batch_size: items of a list that go through the model together.
+        batch_size: items of a list that go through the model together; above 1 the whole list is held in memory, sorted by
+            length, so that little of a batch is padding.
         on_progress: called with seconds of audio as they are done.
 
     Returns:
@@ -156,8 +157,14 @@ def encode(
     if bitrate is not None:
         num_quantizers = codebooks_for_bitrate(codec.config, bitrate)
     done = on_progress or (lambda seconds: None)
+
+    def alone(item: Speech) -> SpeechTokens:
+        return _encode_stream(codec, _blocks(codec, item, sampling_rate, channel), num_quantizers, done)
+
     if isinstance(speech, (str, os.PathLike, Audio, np.ndarray)):
-        return _encode_stream(codec, _blocks(codec, speech, sampling_rate, channel), num_quantizers, done)
+        return alone(speech)
+    if batch_size == 1:
+        return [alone(item) for item in speech]
     results: list[SpeechTokens | None] = [None] * len(speech)
     for group in _batches(codec, speech, sampling_rate, channel, batch_size):
         encoded = _encode_batch(codec, [clip for _, clip in group], num_quantizers, done)

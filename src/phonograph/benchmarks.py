@@ -26,7 +26,7 @@ from torch import Tensor
 
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.models.mimi.modeling_mimi import MimiModel
-from phonograph.models.mimi.moshi_layout import is_moshi_layout
+from phonograph.models.mimi.moshi_layout import is_moshi_layout, moshi_renaming
 from phonograph.streaming import MimiDecoderSession, MimiEncoderSession
 
 __all__ = [
@@ -295,7 +295,7 @@ def moshi_state(model: MimiModel) -> dict[str, Tensor]:
     loaders = importlib.import_module("moshi.models.loaders")
     state = model.state_dict()
     heads, size = model.config.num_attention_heads, model.config.head_dim
-    renaming = type(model)._renaming(model.config)
+    renaming = moshi_renaming(model.config)
 
     def neighbours(rows: Tensor) -> Tensor:
         moved: Tensor = rows.unflatten(0, (heads, 2, size // 2)).transpose(1, 2).reshape(rows.shape)

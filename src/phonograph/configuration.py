@@ -48,7 +48,9 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+"""Keywords of every `from_pretrained` that say where and how to look; the rest belongs to the configuration."""
+
 _LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 _ALIASES = {
     "torch_dtype": "dtype",
@@ -519,7 +521,7 @@ class PreTrainedConfig:
             CheckpointError: there is no such checkpoint.
             ConfigError: its configuration is not a JSON object.
         """
-        hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         path = Path(pretrained_model_name_or_path)
         if path.suffix != ".json" and not path.is_file():
             # Users look for from_pretrained on the class, but resolving names belongs to a layer above.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
 import typer
 
 from phonograph.cli.console import Progress, error_line, print_json, progress, standard_output
-from phonograph.cli.options import AsJson, Batch, Device, Dtype, Output, Overwrite, Quiet, Threads
+from phonograph.cli.options import AsJson, Batch, Device, Dtype, ModelOfTokens, Output, Overwrite, Quiet, Threads
 from phonograph.cli.paths import AUDIO_SUFFIXES, STANDARD, TOKEN_SUFFIXES, Job, Outputs, find_inputs, plan
 from phonograph.errors import ConfigError, OutputError, PhonographError
 from phonograph.files import output_error
@@ -290,9 +290,7 @@ def decode(
         typer.Argument(metavar="TOKENS", help="Token files (.mimi, .npz, .safetensors), folders, patterns, - for stdin."),
     ],
     out: Output = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The codec that made the tokens; by default the one that they name.")
-    ] = None,
+    model: ModelOfTokens = None,
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", "-q", help="Use only the first so many codebooks of the tokens.")
     ] = None,

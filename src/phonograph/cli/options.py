@@ -4,11 +4,14 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "Batch", "Device", "Dtype", "Output", "Overwrite", "Quiet", "Threads"]
+__all__ = ["AsJson", "Batch", "Device", "Dtype", "ModelOfTokens", "Output", "Overwrite", "Quiet", "Threads"]
 
 Output = Annotated[
     str | None,
     typer.Option("--output", "-o", metavar="OUT", help="A file for one input, or a folder, or - for stdout. Folders are made."),
+]
+ModelOfTokens = Annotated[
+    str | None, typer.Option("--model", "-m", help="The codec that made the tokens; by default the one that they name.")
 ]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 
 import typer
 
@@ -31,7 +31,7 @@ from phonograph.cli.live import (
     standard_input,
     text_codes,
 )
-from phonograph.cli.options import Device, Dtype, Overwrite, Threads
+from phonograph.cli.options import Device, Dtype, ModelOfTokens, Overwrite, Threads
 from phonograph.cli.paths import STANDARD, Input, Outputs, plan
 from phonograph.errors import ConfigError
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from phonograph.models.mimi.modeling_mimi import MimiModel
     from phonograph.streaming import MimiDecoderSession, MimiEncoderSession
     from phonograph.tokens import TokenFileHeader, TokenPipeReader
+
+S = TypeVar("S", "MimiEncoderSession", "MimiDecoderSession")
 
 __all__ = ["StreamInterrupted", "stream_app"]
 
@@ -95,12 +97,12 @@ def encode(
     rate = rate or codec.config.sampling_rate
     header = api.token_header(codec, codec.check_num_quantizers(codebooks))
     latency = Latency(1 / header.frame_rate)
-    _warm_up(codec, header.num_codebooks)
+    session = _warm(MimiEncoderSession(codec, header.num_codebooks))
     frame_samples = round(rate * codec.frame_samples / codec.config.sampling_rate)
     opened = microphone(rate, file_format, channels, frame_samples) if use_microphone else standard_input()
     with opened as source, _watching(source), _token_sink(out, output_format, overwrite, header) as sink:
         pcm = PcmReader(source, file_format, channels, rate, codec.config.sampling_rate)
-        _encode(pcm, MimiEncoderSession(codec, header.num_codebooks), sink, latency)
+        _encode(pcm, session, sink, latency)
     _end("stream encode", source, latency, as_json, quiet)
 
 
@@ -141,9 +143,7 @@ def _token_sink(out: str | None, output_format: str, overwrite: bool, header: "T
 
 @stream_app.command()
 def decode(
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The codec that made the tokens; by default the one that they name.")
-    ] = None,
+    model: ModelOfTokens = None,
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", "-q", help="Codebooks to use; with raw input, how many a frame has.")
     ] = None,
@@ -199,8 +199,7 @@ def _incoming(source: LiveInput, input_format: str, codec_of: _CodecOf, codebook
     if input_format != "mimi":
         codec = codec_of()
         number = codec.check_num_quantizers(codebooks)
-        session = MimiDecoderSession(codec)
-        _warm_up(codec, number)
+        session = _warm(MimiDecoderSession(codec))
         if input_format == "raw":
             return _Incoming(raw_codes(source, number), session)
         return _Incoming((codes[:number] for codes in text_codes(source)), session)
@@ -210,8 +209,7 @@ def _incoming(source: LiveInput, input_format: str, codec_of: _CodecOf, codebook
     most = reader.header.num_codebooks
     if codebooks is not None and not 1 <= codebooks <= most:
         raise ConfigError(f"expected --codebooks from 1 to {most} for these tokens, got {codebooks}; choose one of these")
-    _warm_up(codec, codebooks or most)
-    return _Incoming((codes[:codebooks] for codes in reader), MimiDecoderSession(codec), reader)
+    return _Incoming((codes[:codebooks] for codes in reader), _warm(MimiDecoderSession(codec)), reader)
 
 
 def _decode(tokens: _Incoming, file: BinaryIO, file_format: str, latency: Latency) -> None:
@@ -246,16 +244,19 @@ def _load_mono(model: str, device: str, dtype: str, threads: int | None) -> "Mim
     return codec
 
 
-def _warm_up(codec: "MimiModel", num_codebooks: int) -> None:
-    """The first frame of a process prepares kernels and weights; that is done before the stream begins."""
+def _warm(session: "S") -> "S":
+    """The session, fresh, after one frame: the first of a process prepares kernels and weights, before the stream begins."""
     import torch
 
-    from phonograph.streaming import MimiDecoderSession, MimiEncoderSession
+    from phonograph.streaming import MimiEncoderSession
 
-    codes = MimiEncoderSession(codec, max(num_codebooks, codec.config.num_semantic_quantizers)).feed(
-        torch.zeros(codec.frame_samples)
-    )
-    MimiDecoderSession(codec).feed(codes)
+    model = session.model
+    if isinstance(session, MimiEncoderSession):
+        session.feed(torch.zeros(model.frame_samples))
+    else:
+        session.feed(torch.zeros(model.config.num_quantizers, 1, dtype=torch.int64))
+    session.reset()
+    return session
 
 
 @contextlib.contextmanager

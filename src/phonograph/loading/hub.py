@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from phonograph.configuration import HUB_OPTIONS
 from phonograph.errors import CheckpointError
 
 __all__ = [
@@ -24,9 +25,6 @@ _BUNDLED = Path(__file__).parent / "bundled"
 _BUNDLED_MODELS = _BUNDLED / "models"
 BUNDLED_SPEECH = _BUNDLED / "speech"
 """Folder of the six real recordings that the demo and the tests run on; LICENSES.md in it names their licences."""
-
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-"""Keywords of every `from_pretrained` that say where and how to look; the rest belongs to the configuration."""
 
 WEIGHTS_NAME = "model.safetensors"
 """File name of unsharded weights."""

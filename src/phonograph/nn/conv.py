@@ -29,13 +29,14 @@ __all__ = [
     "ConvTranspose1dState",
     "StreamingConv1d",
     "StreamingConvTranspose1d",
+    "ceil_div",
     "channels_last_",
 ]
 
 
 @dataclass
 class Conv1dState(State):
-    """The last `kernel - stride` inputs (B, kernel - stride, C) and whether there were any, (B,) bool."""
+    """The last `kernel - stride` inputs (B, kernel - stride, C); for replicate padding also whether there were any, (B,)."""
 
     past: Tensor
     started: Tensor
@@ -46,6 +47,11 @@ class ConvTranspose1dState(State):
     """The part of the last outputs that further inputs still add to, without bias, (B, kernel - stride, C)."""
 
     tail: Tensor
+
+
+def ceil_div(lengths: Tensor, divisor: int) -> Tensor:
+    """Lengths (any shape, int) divided and rounded up."""
+    return torch.div(lengths + divisor - 1, divisor, rounding_mode="floor")
 
 
 def channels_last_(module: nn.Conv1d | nn.ConvTranspose1d) -> None:
@@ -129,7 +135,7 @@ class StreamingConv1d(nn.Module):
 
     def out_lengths(self, lengths: Tensor) -> Tensor:
         """Steps that come out for `lengths` steps in."""
-        return torch.div(lengths + self.stride - 1, self.stride, rounding_mode="floor")
+        return ceil_div(lengths, self.stride)
 
     def add_to(self, residual: Tensor, x: Tensor, state: Conv1dState | None, active: Tensor | None) -> Tensor:
         """residual (B, T, C_out) + forward(x), for a stride of one, in one kernel where there is one."""
@@ -181,9 +187,9 @@ class StreamingConv1d(nn.Module):
         past = state.past
         if self.pad_mode == "replicate":
             past = torch.where(state.started[:, None, None], past, x[:, :1])
+            remember(state.started, torch.ones_like(state.started), active)
         x = torch.cat([past, x], dim=1)
         remember(state.past, x[:, -self.context :], active)
-        remember(state.started, torch.ones_like(state.started), active)
         return x
 
     def _convolve(self, x: Tensor, padding: int = 0) -> Tensor:

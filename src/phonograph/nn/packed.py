@@ -36,7 +36,7 @@ class Derived:
     """A value computed from tensors, kept until one of them changes.
 
     A change is seen when it goes through the tensor (an optimiser's step, load_state_dict, `.to(...)`); one made through
-    `.data` in place is not, and needs `clear`.
+    `.data` in place is not.
     """
 
     def __init__(self) -> None:
@@ -63,10 +63,6 @@ class Derived:
 
     def __reduce__(self) -> tuple[type["Derived"], tuple[()]]:
         return Derived, ()  # a copied or pickled module derives its own; packed weights can't be copied
-
-    def clear(self) -> None:
-        """Forget the value."""
-        self._key = self._value = None
 
 
 def _available(dtype: torch.dtype) -> bool:

@@ -231,6 +231,14 @@ class TestUse:
         assert (tiny.device, tiny.dtype) == (torch.device("cpu"), torch.float32)
         assert random_mimi(seed=1, **TINY).codebook_hash() != tiny.codebook_hash()
 
+    def test_the_hash_follows_the_codebooks(self, tiny: MimiModel) -> None:
+        model = copy.deepcopy(tiny)
+        before = model.codebook_hash()
+        model.quantizer.codebooks()[-1].embed_sum[0, 0] += 1
+        assert model.codebook_hash() != before
+        model.load_state_dict(tiny.state_dict())
+        assert model.codebook_hash() == before
+
 
 class TestAttention:
     @torch.no_grad()

@@ -25,7 +25,7 @@ from phonograph.models.base import ModelOutput, PreTrainedModel
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.models.mimi.moshi_layout import is_moshi_layout, moshi_renaming
 from phonograph.models.mimi.quantization_mimi import MimiSplitResidualVectorQuantizer
-from phonograph.models.mimi.seanet_mimi import MimiDecoder, MimiEncoder, ceil_div, new_conv_states
+from phonograph.models.mimi.seanet_mimi import MimiDecoder, MimiEncoder, new_conv_states
 from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.attention import (
     AttentionState,
@@ -41,6 +41,7 @@ from phonograph.nn.conv import (
     ConvTranspose1dState,
     StreamingConv1d,
     StreamingConvTranspose1d,
+    ceil_div,
 )
 from phonograph.nn.linear import Linear
 from phonograph.nn.packed import Derived, fast_path, pack_linear, packed_linear

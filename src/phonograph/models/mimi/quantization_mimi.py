@@ -186,6 +186,7 @@ class MimiSplitResidualVectorQuantizer(nn.Module):
         self.num_semantic = config.num_semantic_quantizers
         self.num_quantizers = config.num_quantizers
         self.codebook_size = config.codebook_size
+        self._hash = Derived()
         self.semantic_residual_vector_quantizer = MimiResidualVectorQuantizer(config, self.num_semantic)
         self.acoustic_residual_vector_quantizer = MimiResidualVectorQuantizer(config, config.num_quantizers - self.num_semantic)
 
@@ -196,11 +197,16 @@ class MimiSplitResidualVectorQuantizer(nn.Module):
 
     def codebook_hash(self) -> str:
         """SHA-256, in hex, of the buffers that all codebooks are made of."""
-        digest = hashlib.sha256()
-        for codebook in self.codebooks():
-            for buffer in (codebook.embed_sum, codebook.cluster_usage):
+        buffers = [buffer for codebook in self.codebooks() for buffer in (codebook.embed_sum, codebook.cluster_usage)]
+
+        def compute() -> str:
+            digest = hashlib.sha256()
+            for buffer in buffers:
                 digest.update(buffer.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
-        return digest.hexdigest()
+            return digest.hexdigest()
+
+        found: str = self._hash.get(compute, *buffers)
+        return found
 
     def encode(self, latents: Tensor, num_quantizers: int) -> Tensor:
         """(B, F, H) -> (B, Q, F) int64."""

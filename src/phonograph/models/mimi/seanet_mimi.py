@@ -16,10 +16,16 @@ from torch import Tensor, nn
 
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.nn.activations import ELU
-from phonograph.nn.conv import Conv1dState, ConvTranspose1dState, StreamingConv1d, StreamingConvTranspose1d
+from phonograph.nn.conv import (
+    Conv1dState,
+    ConvTranspose1dState,
+    StreamingConv1d,
+    StreamingConvTranspose1d,
+    ceil_div,
+)
 from phonograph.nn.packed import fast_path
 
-__all__ = ["MimiDecoder", "MimiEncoder", "MimiResidualUnit", "ceil_div", "new_conv_states"]
+__all__ = ["MimiDecoder", "MimiEncoder", "MimiResidualUnit", "new_conv_states"]
 
 
 class MimiResidualUnit(nn.Module):
@@ -180,11 +186,6 @@ def _tile_steps(x: Tensor, module: "MimiEncoder | MimiDecoder") -> int:
     if not fast_path(x, module):
         return x.shape[1]
     return max(1, _TILE_VALUES // (module.values_per_step * x.shape[0]))
-
-
-def ceil_div(lengths: Tensor, divisor: int) -> Tensor:
-    """Lengths (any shape, int) divided and rounded up."""
-    return torch.div(lengths + divisor - 1, divisor, rounding_mode="floor")
 
 
 def _states(state: list[Any] | None) -> Iterator[Any]:
