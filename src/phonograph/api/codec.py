@@ -1,10 +1,4 @@
-"""Speech to tokens and back in one call.
-
-    import phonograph
-
-    tokens = phonograph.encode("speech.wav")          # bundled model; SpeechTokens
-    tokens.save("speech.mimi")
-    phonograph.decode("speech.mimi").save("back.wav")
+"""Speech to tokens and back: `phonograph.encode` and `phonograph.decode`.
 
 Files of any length go through the model block by block; the codes are those of one pass. Short items of a list share batches;
 each gets the codes that it gets alone.
@@ -13,15 +7,14 @@ each gets the codes that it gets alone.
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias, Union, cast, overload
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phonograph import audio
+from phonograph.api.inputs import AudioFormat, Progress, Speech, blocks_of, clip_of, refuse_unusable
 from phonograph.audio import Audio
 from phonograph.errors import ConfigError, TokenFileError
 from phonograph.models.mimi.configuration_mimi import MimiConfig
@@ -43,10 +36,7 @@ __all__ = [
 DEFAULT_CODEC = "mimi-mini"
 """The bundled model that works everywhere without a download."""
 
-Speech: TypeAlias = Union[str, os.PathLike[str], Audio, npt.NDArray[np.float32]]  # noqa: UP007 (a value, on Python 3.10)
-Tokens: TypeAlias = Union[str, os.PathLike[str], SpeechTokens]  # noqa: UP007
-Progress: TypeAlias = Callable[[float], None]
-"""Called with the seconds of audio that were worked through since the call before."""
+Tokens: TypeAlias = Union[str, os.PathLike[str], SpeechTokens]  # noqa: UP007 (a value, on Python 3.10)
 
 _BLOCK_FRAMES = 125
 
@@ -68,17 +58,8 @@ def load_codec(
 
 @functools.lru_cache(maxsize=1)
 def _load_codec(name: str, device: str, dtype: str | torch.dtype | None, numerics: str) -> MimiModel:
-    _refuse_unusable(device)
+    refuse_unusable(device)
     return MimiModel.from_pretrained(name, device=device, dtype=dtype, numerics=numerics)
-
-
-def _refuse_unusable(device: str) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    # Each backend that is missing has its own way to say so; a build without CUDA asserts.
-    except (RuntimeError, AssertionError) as error:
-        here = ", ".join(["cpu", *(name for name in ("cuda", "mps") if getattr(torch, name).is_available())])
-        raise ConfigError(f"expected a device that works here ({here}), got {device!r}; choose one of these") from error
 
 
 def codebooks_for_bitrate(config: MimiConfig, bits_per_second: float) -> int:
@@ -157,9 +138,10 @@ def encode(
     if bitrate is not None:
         num_quantizers = codebooks_for_bitrate(codec.config, bitrate)
     done = on_progress or (lambda seconds: None)
+    size = _BLOCK_FRAMES * codec.frame_samples
 
     def alone(item: Speech) -> SpeechTokens:
-        return _encode_stream(codec, _blocks(codec, item, sampling_rate, channel), num_quantizers, done)
+        return _encode_stream(codec, blocks_of(item, _format_of(codec, channel), size, sampling_rate), num_quantizers, done)
 
     if isinstance(speech, (str, os.PathLike, Audio, np.ndarray)):
         return alone(speech)
@@ -251,23 +233,8 @@ def decode_stream(
 # Encoding ---------------------------------------------------------------------------------------------------------------
 
 
-def _blocks(codec: MimiModel, speech: Speech, sampling_rate: int | None, channel: int | None) -> Iterator[Audio]:
-    rate, mono = codec.config.sampling_rate, codec.config.audio_channels == 1
-    size = _BLOCK_FRAMES * codec.frame_samples
-    if isinstance(speech, (str, os.PathLike)):
-        yield from audio.stream(speech, block_samples=size, sampling_rate=rate, mono=mono, channel=channel)
-        return
-    clip = _resampled(codec, speech, sampling_rate, channel)
-    for start in range(0, clip.num_samples, size):
-        yield Audio(clip.samples[:, start : start + size], rate)
-
-
-def _resampled(codec: MimiModel, speech: Speech, sampling_rate: int | None, channel: int | None) -> Audio:
-    config = codec.config
-    if isinstance(speech, (str, os.PathLike)):
-        return audio.load(speech, sampling_rate=config.sampling_rate, mono=config.audio_channels == 1, channel=channel)
-    clip = speech if isinstance(speech, Audio) else Audio(speech, sampling_rate or config.sampling_rate)
-    return (clip.mono() if config.audio_channels == 1 else clip).resample(config.sampling_rate)
+def _format_of(codec: MimiModel, channel: int | None) -> AudioFormat:
+    return AudioFormat(codec.config.sampling_rate, codec.config.audio_channels == 1, channel)
 
 
 def _encode_stream(codec: MimiModel, blocks: Iterable[Audio], num_quantizers: int | None, done: Progress) -> SpeechTokens:
@@ -285,7 +252,7 @@ def _batches(
     codec: MimiModel, speech: Sequence[Speech], sampling_rate: int | None, channel: int | None, batch_size: int
 ) -> Iterator[list[tuple[int, Audio]]]:
     """Items with their places, in groups of similar length, so that little of a batch is padding."""
-    clips = [(index, _resampled(codec, item, sampling_rate, channel)) for index, item in enumerate(speech)]
+    clips = [(index, clip_of(item, _format_of(codec, channel), sampling_rate)) for index, item in enumerate(speech)]
     clips.sort(key=lambda pair: pair[1].num_samples)
     for start in range(0, len(clips), batch_size):
         yield clips[start : start + batch_size]
