@@ -1,26 +1,22 @@
 """`phonograph encode` and `phonograph decode`: files to token files and back, one after the other or in batches.
 
-What the model does is phonograph.api's business; here inputs are told from outputs, refusals are collected so that one bad file
-does not stop the others, and what was done is reported.
+What the model does is phonograph.api's business; here options are checked, and files read and written.
 """
 
-import contextlib
 import io
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from phonograph.cli.console import Progress, error_line, print_json, progress, standard_output
 from phonograph.cli.options import AsJson, Batch, Device, Dtype, ModelOfTokens, Output, Overwrite, Quiet, Threads
 from phonograph.cli.paths import AUDIO_SUFFIXES, STANDARD, TOKEN_SUFFIXES, Job, Outputs, find_inputs, plan
-from phonograph.errors import ConfigError, OutputError, PhonographError
-from phonograph.files import output_error
+from phonograph.cli.runs import Run, binary_output, known_suffix, make_folder, run_over, seconds_of
+from phonograph.errors import ConfigError
 
 if TYPE_CHECKING:
     from phonograph.audio import Audio
@@ -28,80 +24,10 @@ if TYPE_CHECKING:
     from phonograph.models.mimi.modeling_mimi import MimiModel
     from phonograph.tokens import SpeechTokens
 
-__all__ = ["decode", "encode", "load_codec", "make_folder"]
+__all__ = ["decode", "encode", "load_codec"]
 
 _LONGEST_IN_BATCH_SECONDS = 30.0
 _BITRATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(k?)(?:bps|bit/s|b/s)?", re.IGNORECASE)
-_Json = dict[str, Any]
-
-
-@dataclass
-class _Run:
-    """One command over many files: what was done, what was refused, and how that is told."""
-
-    progress: Progress
-    several: bool
-    quiet: bool
-    as_json: bool
-    files: dict[str, _Json] = field(default_factory=dict)
-    errors: list[_Json] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def attempt(self, source: str) -> Iterator[None]:
-        """Among several files, report what this one is refused for and go on; an output that fails ends them all."""
-        try:
-            yield
-        except OutputError:
-            raise
-        except PhonographError as error:
-            if not self.several:
-                raise
-            self.refuse(source, error)
-
-    def refuse(self, source: str | None, error: PhonographError) -> None:
-        """Report one refusal: of a file, or of a folder or pattern that has none."""
-        self.progress.note(error_line(error))
-        self.errors.append({"in": source, "error": str(error)})
-        if source is not None:
-            self.progress.finish()
-
-    def done(self, job: Job, tokens: "SpeechTokens", seconds: float, elapsed: float) -> None:
-        """Report one file that is finished: `seconds` of audio in `elapsed` seconds."""
-        self.progress.finish()
-        self.files[job.source] = {
-            "in": job.source,
-            "out": job.output,
-            "seconds": round(seconds, 6),
-            "frames": tokens.num_frames,
-            "codebooks": tokens.num_codebooks,
-            "bitrate": round(tokens.bitrate, 3),
-            "rtf": round(elapsed / max(seconds, 1e-9), 6),
-        }
-        if self.progress.visible and not self.quiet:
-            self.progress.note(
-                f"{job.source} -> {job.output}: {seconds:.2f} s, {tokens.num_frames} frames, "
-                f"{tokens.bitrate / 1000:.2f} kbit/s, {seconds / max(elapsed, 1e-9):.1f}x real time"
-            )
-
-    def finish(self, jobs: Sequence[Job]) -> None:
-        """Print the JSON if it is wanted; refusals make the exit code 2."""
-        if self.as_json:
-            files = [self.files[job.source] for job in jobs if job.source in self.files]
-            print_json({"files": files, "errors": self.errors})
-        if self.errors:
-            raise typer.Exit(2)
-
-
-@contextlib.contextmanager
-def _run(jobs: Sequence[Job], refused: Sequence[PhonographError], quiet: bool, as_json: bool) -> Iterator[_Run]:
-    if as_json and any(job.output == STANDARD for job in jobs):
-        raise ConfigError("expected stdout for the result or for --json, got both; pass -o FILE")
-    with progress(quiet, len(jobs)) as bars:
-        run = _Run(bars, len(jobs) + len(refused) > 1, quiet, as_json)
-        for error in refused:
-            run.refuse(None, error)
-        yield run
-    run.finish(jobs)
 
 
 def load_codec(model: str, device: str, dtype: str, threads: int | None) -> "MimiModel":
@@ -112,6 +38,11 @@ def load_codec(model: str, device: str, dtype: str, threads: int | None) -> "Mim
     if threads is not None:
         torch.set_num_threads(threads)
     return api.load_codec(model, device=device, dtype=dtype)
+
+
+def _done(run: Run, job: Job, tokens: "SpeechTokens", seconds: float, elapsed: float) -> None:
+    details = {"frames": tokens.num_frames, "codebooks": tokens.num_codebooks, "bitrate": round(tokens.bitrate, 3)}
+    run.done(job, seconds, elapsed, details, f"{tokens.num_frames} frames, {tokens.bitrate / 1000:.2f} kbit/s")
 
 
 # Encoding ---------------------------------------------------------------------------------------------------------------
@@ -152,8 +83,8 @@ def encode(
     code is 2.
     """
     inputs, refused = find_inputs(speech, AUDIO_SUFFIXES)
-    jobs = plan(inputs, out, Outputs(TOKEN_SUFFIXES, _known_suffix(file_format, TOKEN_SUFFIXES), overwrite))
-    with _run(jobs, refused, quiet, as_json) as run:
+    jobs = plan(inputs, out, Outputs(TOKEN_SUFFIXES, known_suffix(file_format, TOKEN_SUFFIXES), overwrite))
+    with run_over(jobs, refused, quiet, as_json) as run:
         codec = load_codec(model, device, dtype, threads)
         options = _Encoding(codec, _wanted_codebooks(codec.config, codebooks, bitrate), channel)
         for group in _groups(jobs, batch_size, run):
@@ -191,12 +122,12 @@ def _bits_per_second(text: str) -> float:
     return float(match[1]) * (1000 if match[2] else 1)
 
 
-def _groups(jobs: Sequence[Job], batch_size: int, run: _Run) -> Iterator[list[Job]]:
+def _groups(jobs: Sequence[Job], batch_size: int, run: Run) -> Iterator[list[Job]]:
     """Short files of similar length together; long ones alone, as those are streamed in bounded memory."""
     if batch_size == 1:
         yield from ([job] for job in jobs)
         return
-    lengths = {job: None if job.source == STANDARD else _duration(job.source) for job in jobs}
+    lengths = {job: None if job.source == STANDARD else seconds_of(job.source) for job in jobs}
     short = [job for job, length in lengths.items() if length is not None and length <= _LONGEST_IN_BATCH_SECONDS]
     short.sort(key=lambda job: lengths[job] or 0.0)
     yield from ([job] for job in jobs if job not in set(short))
@@ -204,21 +135,12 @@ def _groups(jobs: Sequence[Job], batch_size: int, run: _Run) -> Iterator[list[Jo
         yield short[start : start + batch_size]
 
 
-def _duration(path: str) -> float | None:
-    from phonograph import audio
-
-    # What is wrong with a file is said when its turn comes.
-    with contextlib.suppress(PhonographError):
-        return audio.info(path).duration_seconds
-    return None
-
-
-def _encode_one(job: Job, options: _Encoding, run: _Run) -> None:
+def _encode_one(job: Job, options: _Encoding, run: Run) -> None:
     from phonograph import api
 
     with run.attempt(job.source):
         visible = run.progress.visible and job.source != STANDARD
-        run.progress.start(job.source, _duration(job.source) if visible else None)
+        run.progress.start(job.source, seconds_of(job.source) if visible else None)
         speech = _read_stdin(options) if job.source == STANDARD else job.source
         started = time.perf_counter()
         tokens = api.encode(
@@ -230,10 +152,10 @@ def _encode_one(job: Job, options: _Encoding, run: _Run) -> None:
         )
         elapsed = time.perf_counter() - started
         _save_tokens(tokens, job)
-        run.done(job, tokens, tokens.duration_seconds, elapsed)
+        _done(run, job, tokens, tokens.duration_seconds, elapsed)
 
 
-def _encode_together(group: Sequence[Job], options: _Encoding, run: _Run) -> None:
+def _encode_together(group: Sequence[Job], options: _Encoding, run: Run) -> None:
     from phonograph import api, audio
 
     clips: dict[Job, Audio] = {}
@@ -261,7 +183,7 @@ def _encode_together(group: Sequence[Job], options: _Encoding, run: _Run) -> Non
     elapsed = time.perf_counter() - started
     for job, tokens in zip(clips, encoded, strict=True):
         _save_tokens(tokens, job)
-        run.done(job, tokens, tokens.duration_seconds, elapsed * tokens.duration_seconds / total)
+        _done(run, job, tokens, tokens.duration_seconds, elapsed * tokens.duration_seconds / total)
 
 
 def _read_stdin(options: _Encoding) -> "Audio":
@@ -274,7 +196,7 @@ def _read_stdin(options: _Encoding) -> "Audio":
 
 def _save_tokens(tokens: "SpeechTokens", job: Job) -> None:
     if job.output == STANDARD:
-        with _binary_output() as file:
+        with binary_output() as file:
             tokens.save(file)
     else:
         make_folder(job.output)
@@ -321,8 +243,8 @@ def decode(
     if on_damage not in ("raise", "prefix"):
         raise ConfigError(f"expected --on-damage raise or prefix, got {on_damage!r}; choose one")
     inputs, refused = find_inputs(tokens, TOKEN_SUFFIXES)
-    jobs = plan(inputs, out, Outputs(suffixes, _known_suffix(file_format, suffixes), overwrite))
-    with _run(jobs, refused, quiet, as_json) as run:
+    jobs = plan(inputs, out, Outputs(suffixes, known_suffix(file_format, suffixes), overwrite))
+    with run_over(jobs, refused, quiet, as_json) as run:
         load = _CodecOf(model, device, dtype, threads)
         options = _Decoding(codebooks, start, end, file_format.lower(), cast('Literal["raise", "prefix"]', on_damage))
         for job in jobs:
@@ -352,7 +274,7 @@ class _Decoding:
     on_damage: Literal["raise", "prefix"]
 
 
-def _decode_one(job: Job, load: _CodecOf, options: _Decoding, run: _Run) -> None:
+def _decode_one(job: Job, load: _CodecOf, options: _Decoding, run: Run) -> None:
     from phonograph import api
 
     with run.attempt(job.source):
@@ -375,7 +297,7 @@ def _decode_one(job: Job, load: _CodecOf, options: _Decoding, run: _Run) -> None
             on_progress=run.progress.advance,
         )
         _save_speech(counted(speech), job, options)
-        run.done(job, tokens, sum(lengths), time.perf_counter() - started)
+        _done(run, job, tokens, sum(lengths), time.perf_counter() - started)
 
 
 def _load_tokens(source: str, options: _Decoding) -> "SpeechTokens":
@@ -399,35 +321,8 @@ def _save_speech(speech: "Iterable[Audio]", job: Job, options: _Decoding) -> Non
     from phonograph import audio
 
     if job.output == STANDARD:
-        with _binary_output() as file:
+        with binary_output() as file:
             audio.save_stream(file, speech, format=options.file_format)
     else:
         make_folder(job.output)
         audio.save_stream(job.output, speech)
-
-
-# Files ------------------------------------------------------------------------------------------------------------------
-
-
-def _known_suffix(file_format: str, suffixes: Sequence[str]) -> str:
-    suffix = "." + file_format.lower().removeprefix(".")
-    if suffix not in suffixes:
-        names = ", ".join(name[1:] for name in suffixes)
-        raise ConfigError(f"expected --format to be one of {names}, got {file_format!r}; choose one of these")
-    return suffix
-
-
-def make_folder(path: str) -> None:
-    folder = Path(path).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(folder, error) from error
-
-
-@contextlib.contextmanager
-def _binary_output() -> Iterator[BinaryIO]:
-    if sys.stdout.isatty():
-        raise OutputError("expected a file or a program behind stdout, got a terminal, which can't show this; pass -o FILE")
-    with standard_output() as file:
-        yield file.buffer

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 
 import typer
 
-from phonograph.cli.codec import load_codec, make_folder
+from phonograph.cli.codec import load_codec
 from phonograph.cli.live import (
     PCM_FORMATS,
     TOKEN_FORMATS,
@@ -33,6 +33,7 @@ from phonograph.cli.live import (
 )
 from phonograph.cli.options import Device, Dtype, ModelOfTokens, Overwrite, Threads
 from phonograph.cli.paths import STANDARD, Input, Outputs, plan
+from phonograph.cli.runs import make_folder
 from phonograph.errors import ConfigError
 
 if TYPE_CHECKING:
