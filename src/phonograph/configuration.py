@@ -39,7 +39,7 @@ from typing import (
 )
 
 from phonograph.errors import ConfigError
-from phonograph.files import atomic_write, output_error
+from phonograph.files import atomic_write, make_folder
 
 __all__ = ["ACTIVATIONS", "DTYPES", "Field", "PreTrainedConfig", "PretrainedConfig", "Relation", "Rule", "field_rules"]
 
@@ -430,10 +430,7 @@ class PreTrainedConfig:
             OutputError: the folder or the file can't be written.
         """
         folder = Path(save_directory)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise output_error(folder, error) from error
+        make_folder(folder)
         self.to_json_file(folder / CONFIG_NAME)
 
     @overload

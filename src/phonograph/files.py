@@ -16,13 +16,25 @@ from typing import BinaryIO, cast
 
 from phonograph.errors import OutputError
 
-__all__ = ["atomic_write", "output_error"]
+__all__ = ["atomic_write", "make_folder", "output_error"]
 
 
 def output_error(path: str | os.PathLike[str], error: OSError) -> OutputError:
     """The typed, one-line form of an OSError met while writing `path`."""
     reason = error.strerror or str(error)
     return OutputError(f"cannot write {os.fspath(path)}: {reason}; choose another place or make room there")
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder to write into, with its parents; one that exists is left as it is.
+
+    Raises:
+        OutputError: it can't be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@
     speech = audio.load("speech.m4a", sampling_rate=24000, mono=True)
     audio.save("speech.flac", speech)
 
-Nothing here knows of a model or of torch: arrays are numpy's, shaped (channels, time), in [-1, 1] by
-convention.
+Nothing here knows of a model, and nothing but `phonograph.audio.fbank`, imported by its own name, of torch: arrays are
+numpy's, shaped (channels, time), in [-1, 1] by convention.
 """
 
 from phonograph.audio.io import WRITABLE_FORMATS as WRITABLE_FORMATS

@@ -6,10 +6,12 @@ The mel scale is that of O'Shaughnessy 1987 (2595 log10(1 + f / 700)); bands are
 centres. Frames are centred: frame i is the windowed signal around sample i * hop, with zeros outside. Knows numpy, no model.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["hz_to_mel", "log_mel_spectrogram", "mel_filters", "mel_spectrogram", "mel_to_hz"]
+__all__ = ["hz_to_mel", "log_mel_spectrogram", "mel_filters", "mel_spectrogram", "mel_to_hz", "triangles"]
 
 Array = npt.NDArray[np.float32]
 
@@ -32,10 +34,15 @@ def mel_filters(
     """Weights (num_bands, window_samples // 2 + 1) of each frequency of a spectrum in each band of a filter bank."""
     limits = hz_to_mel([lowest_hz, sampling_rate / 2 if highest_hz is None else highest_hz])
     corners = mel_to_hz(np.linspace(limits[0], limits[1], num_bands + 2))
-    frequencies = np.fft.rfftfreq(window_samples, 1 / sampling_rate)
-    left, centre, right = (corners[i : i + num_bands, None] for i in range(3))
-    rising, falling = (frequencies - left) / (centre - left), (right - frequencies) / (right - centre)
-    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    return triangles(np.fft.rfftfreq(window_samples, 1 / sampling_rate), corners).astype(np.float32)
+
+
+def triangles(positions: npt.NDArray[np.floating[Any]], corners: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Weights (len(corners) - 2, len(positions)) of triangles, each 0 at a corner, 1 at the next and 0 at the one after."""
+    left, centre, right = (corners[i : len(corners) - 2 + i, None] for i in range(3))
+    rising, falling = (positions - left) / (centre - left), (right - positions) / (right - centre)
+    weights: npt.NDArray[np.float64] = np.maximum(0, np.minimum(rising, falling))
+    return weights
 
 
 def mel_spectrogram(

@@ -16,6 +16,8 @@ __all__ = [
     "HUB_OPTIONS",
     "WEIGHTS_NAME",
     "bundled_models",
+    "read_json",
+    "read_optional_json",
     "resolve_file",
     "resolve_weights",
     "split_hub_options",
@@ -92,6 +94,37 @@ def resolve_weights(name_or_path: str | os.PathLike[str], **hub_options: Any) ->
             f"opened; if you trust it, convert it in its folder: {_CONVERT}"
         )
     raise CheckpointError(f"expected {WEIGHTS_NAME} in {os.fspath(name_or_path)}, found none; {_hint(name_or_path)}")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, or holds anything else.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {os.fspath(path)}: {error.strerror}; check its name and permissions") from error
+    except ValueError as error:
+        raise CheckpointError(f"expected JSON in {os.fspath(path)}, got something else ({error}); fetch it again") from error
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise CheckpointError(f"expected a JSON object in {os.fspath(path)}, got a {kind}; fetch it again")
+    return values
+
+
+def read_optional_json(name_or_path: str | os.PathLike[str], filename: str, **hub_options: Any) -> dict[str, Any]:
+    """The JSON object in a file that a checkpoint may lack; empty without it.
+
+    Raises:
+        CheckpointError: the file holds anything else.
+    """
+    try:
+        path = resolve_file(name_or_path, filename, **hub_options)
+    except CheckpointError:  # without a connection, a file that isn't there looks like one that isn't cached
+        return {}
+    return read_json(path)
 
 
 def _shard_names(index: Path) -> list[str]:

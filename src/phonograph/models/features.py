@@ -1,4 +1,4 @@
-"""What the families' feature extractors share: their file, batches of features, and padding.
+"""What the families' feature extractors share: their file, the checking of audio, batches of features, and padding.
 
     class MimiFeatureExtractor(FeatureExtractor):
         feature_extractor_type = "EncodecFeatureExtractor"
@@ -13,23 +13,37 @@ import copy
 import json
 import os
 from collections import UserDict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from phonograph.errors import AudioError, CheckpointError, ConfigError
-from phonograph.files import atomic_write, output_error
+from phonograph.errors import AudioError, ConfigError
+from phonograph.files import atomic_write, make_folder
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PREPROCESSOR_NAME", "BatchFeature", "FeatureExtractor"]
+__all__ = [
+    "PREPROCESSOR_NAME",
+    "PROCESSOR_NAME",
+    "BatchFeature",
+    "Clip",
+    "FeatureExtractor",
+    "Padding",
+    "has_length",
+    "padding_strategy",
+    "rounded_up",
+]
+
+Clip: TypeAlias = npt.NDArray[np.float32]
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 """File name of a feature extractor's settings inside a checkpoint."""
+PROCESSOR_NAME = "processor_config.json"
+"""File name of a processor's settings, among which newer checkpoints keep those of its feature extractor."""
 
 _Extractor = TypeVar("_Extractor", bound="FeatureExtractor")
 
@@ -87,6 +101,17 @@ class BatchFeature(UserDict[str, Any]):
         return self
 
 
+@dataclass(frozen=True)
+class Padding:
+    """How clips become equally long, as for `FeatureExtractor.pad`."""
+
+    padding: bool | str = False
+    max_length: int | None = None
+    truncation: bool = False
+    pad_to_multiple_of: int | None = None
+    return_attention_mask: bool | None = None
+
+
 class FeatureExtractor:
     """Settings of a feature extractor, and their file.
 
@@ -129,13 +154,16 @@ class FeatureExtractor:
             kwargs: hub options (`phonograph.loading.hub.HUB_OPTIONS`), then as for `from_dict`.
 
         Raises:
-            CheckpointError: no such checkpoint, it has no preprocessor_config.json, or that is not JSON.
+            CheckpointError: no such checkpoint, it has neither processor_config.json with the settings nor
+                preprocessor_config.json, or that is not JSON.
         """
-        from phonograph.loading.hub import resolve_file, split_hub_options
+        from phonograph.loading.hub import read_json, read_optional_json, resolve_file, split_hub_options
 
-        hub_options, overrides = split_hub_options(kwargs)
-        path = resolve_file(os.fspath(name_or_path), PREPROCESSOR_NAME, **hub_options)
-        return cls.from_dict(_read_settings(path), **overrides)
+        where, overrides = split_hub_options(kwargs)
+        settings = read_optional_json(name_or_path, PROCESSOR_NAME, **where).get("feature_extractor")
+        if settings is None:
+            settings = read_json(resolve_file(name_or_path, PREPROCESSOR_NAME, **where))
+        return cls.from_dict(settings, **overrides)
 
     @classmethod
     def from_json_file(cls: type[_Extractor], json_file: str | os.PathLike[str]) -> _Extractor:
@@ -144,7 +172,9 @@ class FeatureExtractor:
         Raises:
             CheckpointError: the file is missing or holds no JSON object.
         """
-        return cls(**_read_settings(Path(json_file)))
+        from phonograph.loading.hub import read_json
+
+        return cls(**read_json(json_file))
 
     @classmethod
     def from_dict(cls: type[_Extractor], feature_extractor_dict: Mapping[str, Any], **kwargs: Any) -> _Extractor:
@@ -181,10 +211,7 @@ class FeatureExtractor:
         Raises:
             OutputError: the folder can't be made or written to.
         """
-        try:
-            os.makedirs(save_directory, exist_ok=True)
-        except OSError as error:
-            raise output_error(save_directory, error) from error
+        make_folder(save_directory)
         path = os.path.join(save_directory, PREPROCESSOR_NAME)
         self.to_json_file(path)
         return [path]
@@ -231,17 +258,17 @@ class FeatureExtractor:
             raise AudioError(f"expected features with {name!r}, got {sorted(batch)}; pass what the extractor returned")
         if not len(batch[name]):
             raise AudioError(f"expected at least one clip in {name!r}, got none; pass a non-empty batch")
-        strategy = _padding_strategy(padding, truncation, max_length)
+        strategy = padding_strategy(padding, truncation, max_length)
         as_tensors = return_tensors or ("pt" if _is_tensor(batch[name][0]) else None)
         clips = [_as_float32(np.asarray(clip)) for clip in batch[name]]
         masks = [np.asarray(mask) for mask in batch.get("attention_mask", ())]
         masks = masks or [np.ones(len(clip), dtype=np.int32) for clip in clips]
 
-        length = _rounded_up(max_length, pad_to_multiple_of)
+        length = rounded_up(max_length, pad_to_multiple_of)
         if truncation:
             clips, masks = [clip[:length] for clip in clips], [mask[:length] for mask in masks]
         if strategy == "longest":
-            length = _rounded_up(max(len(clip) for clip in clips), pad_to_multiple_of)
+            length = rounded_up(max(len(clip) for clip in clips), pad_to_multiple_of)
         if strategy != "do_not_pad":
             clips = [self._padded(clip, length, self.padding_value) for clip in clips]
             masks = [self._padded(mask, length, 0) for mask in masks]
@@ -253,6 +280,73 @@ class FeatureExtractor:
             return BatchFeature({key: _stacked_if_equal(value) for key, value in batch.items()})
         return BatchFeature(batch).convert_to_tensors(as_tensors)
 
+    def _normalized_batch(
+        self,
+        clips: Sequence[npt.NDArray[Any]],
+        normalize: Callable[[list[npt.NDArray[Any]]], list[Clip]],
+        how: Padding,
+        return_tensors: str | None,
+    ) -> BatchFeature:
+        """Cut clips, normalise what is left of each by itself, then pad: so that padding changes no clip."""
+        name, multiple = self.model_input_names[0], how.pad_to_multiple_of
+        cut = self.pad({name: clips}, False, how.max_length, how.truncation, multiple, return_attention_mask=False)
+        batch = self.pad(
+            {name: normalize(list(cut[name]))},
+            how.padding,
+            how.max_length,
+            pad_to_multiple_of=multiple,
+            return_attention_mask=how.return_attention_mask,
+        )
+        return BatchFeature({key: list(values) for key, values in batch.items()}).convert_to_tensors(return_tensors)
+
+    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise AudioError(
+                f"expected {self.sampling_rate} Hz audio, got {sampling_rate} Hz; resample it first: "
+                f"phonograph.audio.load(path, sampling_rate={self.sampling_rate})"
+            )
+
+    def _mono_clips(self, raw_audio: Any) -> list[Clip]:
+        """Clips (time,) of one clip or several, which may be the rows of one array."""
+        if getattr(raw_audio, "ndim", 0) == 2:
+            if raw_audio.shape[1] <= 2 < raw_audio.shape[0]:
+                raise AudioError(_shape_message(tuple(raw_audio.shape), channels=1))
+            raw_audio = list(raw_audio)
+        return [clip[0] for clip in self._clips(raw_audio, channels=1)]
+
+    def _clips(self, raw_audio: Any, channels: int) -> list[Clip]:
+        """Clips (channels, time) of one clip, or of a list or tuple of clips."""
+        is_batch = isinstance(raw_audio, (list, tuple)) and len(raw_audio) > 0 and has_length(raw_audio[0])
+        return [self._clip(clip, channels) for clip in (raw_audio if is_batch else [raw_audio])]
+
+    def _clip(self, values: Any, channels: int) -> Clip:
+        try:
+            clip = np.asarray(values)
+            if isinstance(values, (list, tuple)):
+                clip = clip.astype(np.float32)
+        except (TypeError, ValueError) as error:
+            raise AudioError(
+                f"expected a clip as numbers, got a {type(values).__name__} that makes no array; pass a float array"
+            ) from error
+        if clip.dtype.kind != "f":
+            raise AudioError(
+                f"expected float samples in [-1, 1], got {clip.dtype}; divide integers by their full scale (int16: 32768)"
+            )
+        if clip.ndim == 1 and channels == 1:
+            clip = clip[np.newaxis]
+        if clip.ndim != 2 or clip.shape[0] != channels:
+            raise AudioError(_shape_message(clip.shape, channels))
+        if not clip.shape[1]:
+            raise AudioError("expected at least one sample in each clip, got none; drop empty clips")
+        finite = np.isfinite(clip)
+        if not finite.all():
+            first = int(finite.all(axis=0).argmin()) / self.sampling_rate
+            raise AudioError(
+                f"expected finite samples, got {int((~finite).sum())} NaN or infinite, "
+                f"the first at {first:.3f} s; repair the audio"
+            )
+        return clip.astype(np.float32, copy=False)
+
     def _padded(self, values: npt.NDArray[Any], length: int | None, fill: float) -> npt.NDArray[Any]:
         assert length is not None
         missing = max(length - len(values), 0)
@@ -260,16 +354,18 @@ class FeatureExtractor:
         return np.pad(values, [ends] + [(0, 0)] * (values.ndim - 1), constant_values=fill)
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; check its name and permissions") from error
-    except ValueError as error:
-        raise CheckpointError(f"expected JSON in {path}, got something else ({error}); fetch it again") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"expected a JSON object in {path}, got a {type(settings).__name__}; fetch it again")
-    return settings
+def has_length(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0
+
+
+def _shape_message(shape: tuple[int, ...], channels: int) -> str:
+    kind = "mono audio (time,) or (1, time)" if channels == 1 else "stereo audio (2, time)"
+    hint = "pass several clips as a list of arrays"
+    if len(shape) == 2 and shape[1] == channels:
+        hint = "pass its transpose"
+    elif channels == 1 and len(shape) == 2 and 2 in shape:
+        hint = "average its channels, or pass two clips as a list"
+    return f"expected {kind}, got shape {shape}; {hint}"
 
 
 def _collated(features: "Mapping[str, Any] | Sequence[Mapping[str, Any]]") -> dict[str, Any]:
@@ -280,7 +376,7 @@ def _collated(features: "Mapping[str, Any] | Sequence[Mapping[str, Any]]") -> di
     return {name: [clip[name] for clip in features] for name in features[0]}
 
 
-def _padding_strategy(padding: bool | str, truncation: bool, max_length: int | None) -> str:
+def padding_strategy(padding: bool | str, truncation: bool, max_length: int | None) -> str:
     strategy = {True: "longest", False: "do_not_pad"}[padding] if isinstance(padding, bool) else padding
     if strategy not in ("longest", "max_length", "do_not_pad"):
         raise ConfigError(
@@ -294,7 +390,7 @@ def _padding_strategy(padding: bool | str, truncation: bool, max_length: int | N
     return strategy
 
 
-def _rounded_up(length: int | None, multiple: int | None) -> int | None:
+def rounded_up(length: int | None, multiple: int | None) -> int | None:
     return length if length is None or not multiple else -(-length // multiple) * multiple
 
 

@@ -9,17 +9,15 @@ Its file is that of the ecosystem's codec extractor (`EncodecFeatureExtractor`),
 checkpoints name.
 """
 
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from phonograph.errors import AudioError, ConfigError
+from phonograph.errors import ConfigError
 from phonograph.models.features import BatchFeature, FeatureExtractor
 
 __all__ = ["MimiFeatureExtractor"]
-
-_Clip: TypeAlias = npt.NDArray[np.float32]
 
 
 class MimiFeatureExtractor(FeatureExtractor):
@@ -98,15 +96,11 @@ class MimiFeatureExtractor(FeatureExtractor):
                 infinite samples, or an empty clip.
             ConfigError: `padding` together with `truncation`, or what `pad` refuses.
         """
-        if sampling_rate is not None and sampling_rate != self.sampling_rate:
-            raise AudioError(
-                f"expected {self.sampling_rate} Hz audio, got {sampling_rate} Hz; resample it first: "
-                f"phonograph.audio.load(path, sampling_rate={self.sampling_rate})"
-            )
+        self._check_sampling_rate(sampling_rate)
         if padding and truncation:
             raise ConfigError("expected padding or truncation, got both; truncation alone also pads to the longest")
         padding = True if padding is None else padding
-        clips = self._clips(raw_audio)
+        clips = self._clips(raw_audio, self.feature_size)
         lengths = [clip.shape[1] for clip in clips]
         if max_length is None:
             padding, max_length = self._whole_chunks(lengths, padding, truncation)
@@ -133,52 +127,6 @@ class MimiFeatureExtractor(FeatureExtractor):
         if truncation:
             return padding, (min(lengths) // stride - 1) * stride + chunk
         return "max_length", (-(-max(lengths) // stride) - 1) * stride + chunk
-
-    def _clips(self, raw_audio: Any) -> list[_Clip]:
-        is_batch = isinstance(raw_audio, (list, tuple)) and len(raw_audio) > 0 and _has_length(raw_audio[0])
-        return [self._clip(clip) for clip in (raw_audio if is_batch else [raw_audio])]
-
-    def _clip(self, values: Any) -> _Clip:
-        """One clip as (channels, time)."""
-        try:
-            clip = np.asarray(values)
-            if isinstance(values, (list, tuple)):
-                clip = clip.astype(np.float32)
-        except (TypeError, ValueError) as error:
-            raise AudioError(
-                f"expected a clip as numbers, got a {type(values).__name__} that makes no array; pass a float array"
-            ) from error
-        if clip.dtype.kind != "f":
-            raise AudioError(
-                f"expected float samples in [-1, 1], got {clip.dtype}; divide integers by their full scale (int16: 32768)"
-            )
-        if clip.ndim == 1 and self.feature_size == 1:
-            clip = clip[np.newaxis]
-        if clip.ndim != 2 or clip.shape[0] != self.feature_size:
-            raise AudioError(self._shape_message(clip.shape))
-        if not clip.shape[1]:
-            raise AudioError("expected at least one sample in each clip, got none; drop empty clips")
-        finite = np.isfinite(clip)
-        if not finite.all():
-            first = int(finite.all(axis=0).argmin()) / self.sampling_rate
-            raise AudioError(
-                f"expected finite samples, got {int((~finite).sum())} NaN or infinite, "
-                f"the first at {first:.3f} s; repair the audio"
-            )
-        return clip.astype(np.float32, copy=False)
-
-    def _shape_message(self, shape: tuple[int, ...]) -> str:
-        kind = "mono audio (time,) or (1, time)" if self.feature_size == 1 else "stereo audio (2, time)"
-        hint = "pass several clips as a list of arrays"
-        if len(shape) == 2 and shape[1] == self.feature_size:
-            hint = "pass its transpose"
-        elif self.feature_size == 1 and len(shape) == 2 and shape[0] == 2:
-            hint = "average its channels, or pass two clips as a list"
-        return f"expected {kind}, got shape {shape}; {hint}"
-
-
-def _has_length(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0
 
 
 def _channels_first(clip: npt.NDArray[Any]) -> npt.NDArray[Any]:
