@@ -11,7 +11,7 @@ from torch import nn
 
 from phonograph import MimiConfig, MimiModel
 from phonograph.errors import CheckpointError, OutputError
-from phonograph.loading.weights import Renaming, load_strict, open_tensors, save_tensors
+from phonograph.loading.weights import LoadRules, Renaming, assign, load_strict, open_tensors, save_tensors
 
 CPU = torch.device("cpu")
 PLAIN = Renaming({})
@@ -79,6 +79,90 @@ def test_a_long_report_is_cut(tmp_path: Path) -> None:
     save_file({f"x{number}": torch.zeros(1) for number in range(8)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=r"8 unexpected \(x0, x1, x2, x3, x4, and 3 more\)"):
         load_strict(net(), open_tensors([tmp_path / "x.safetensors"]), PLAIN, CPU)
+
+
+class Headed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+        self.head = nn.Linear(2, 2)
+
+
+class TestRules:
+    """What a file may lack or hold beyond the model; names in rules are the model's."""
+
+    HEAD = LoadRules("net", may_be_missing=lambda name: name.startswith("head."))
+
+    @staticmethod
+    def load(model: nn.Module, stored: dict[str, torch.Tensor], path: Path, rules: LoadRules) -> list[str]:
+        save_file(stored, path / "x.safetensors")
+        return load_strict(model, open_tensors([path / "x.safetensors"]), PLAIN, CPU, rules)
+
+    def test_a_file_of_the_base_into_a_headed_model(self, tmp_path: Path) -> None:
+        with torch.device("meta"):
+            model = Headed()
+        stored = tensors()
+        assert self.load(model, stored, tmp_path, self.HEAD) == ["head.weight", "head.bias"]
+        assert model.head.weight.is_meta
+        assert all(torch.equal(value, stored[name]) for name, value in model.net.state_dict().items())
+
+    def test_a_file_of_a_headed_model_into_the_base(self, tmp_path: Path) -> None:
+        stored = {f"net.{name}": value for name, value in tensors().items()} | {"head.weight": torch.zeros(2, 2)}
+        model = net()
+        with pytest.raises(CheckpointError, match=r"1 unexpected \(head.weight\)"):
+            self.load(model, stored, tmp_path, LoadRules("net"))
+        rules = LoadRules("net", not_needed=lambda name: name.startswith("head."))
+        assert self.load(model, stored, tmp_path, rules) == []
+        assert torch.equal(model.first.weight, stored["net.first.weight"])
+
+    def test_what_may_be_missing_may_not_be_wrong(self, tmp_path: Path) -> None:
+        stored = tensors() | {"head.weight": torch.zeros(3, 3), "head.bias": torch.ones(2)}
+        with torch.device("meta"):
+            model = Headed()
+        with pytest.raises(CheckpointError, match=r"1 of another shape \(head.weight \[3, 3\] instead of \[\[2, 2\]\]\)"):
+            self.load(model, stored, tmp_path, self.HEAD)
+        rules = LoadRules("net", self.HEAD.may_be_missing, may_differ=self.HEAD.may_be_missing)
+        assert self.load(model, stored, tmp_path, rules) == ["head.weight"]
+        assert torch.equal(model.head.bias, torch.ones(2))
+
+    def test_nothing_else_is_let_through(self, tmp_path: Path) -> None:
+        stored = tensors()
+        del stored["second.weight"]
+        with torch.device("meta"), pytest.raises(CheckpointError, match=r"got 1 missing \(net.second.weight\);"):
+            self.load(Headed(), stored, tmp_path, self.HEAD)
+
+    @pytest.mark.parametrize("there", [("first.weight",), ("first.weight", "third.weight"), ("third.weight",)], ids=str)
+    def test_tied(self, there: tuple[str, ...], tmp_path: Path) -> None:
+        stored = tensors()
+        value = stored.pop("first.weight")
+        stored |= {name: value.clone() for name in there}
+        if len(there) == 2:
+            stored["third.weight"] += 1  # the source counts
+        with torch.device("meta"):
+            model = Net()
+            model.third = nn.Linear(3, 4, bias=False)
+        rules = LoadRules(tied={"third.weight": "first.weight"})
+        assert self.load(model, stored, tmp_path, rules) == []
+        assert torch.equal(model.first.weight, value)
+        assert model.third.weight.is_meta, "tying them is left to the model"
+
+    def test_neither_of_two_tied(self, tmp_path: Path) -> None:
+        stored = tensors()
+        del stored["first.weight"]
+        model = net()
+        model.third = nn.Linear(3, 4, bias=False, device="meta")
+        with pytest.raises(CheckpointError, match=r"got 1 missing \(first.weight\)"):
+            self.load(model, stored, tmp_path, LoadRules(tied={"third.weight": "first.weight"}))
+
+
+def test_assigned_tensors_keep_the_layout_of_the_layer() -> None:
+    layer = nn.Conv1d(3, 4, 5, device="meta")
+    layer.weight.data = layer.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+    value = torch.randn(4, 3, 5)
+    assign(layer, "weight", value)
+    assert torch.equal(layer.weight, value)
+    assert layer.weight.stride() == (15, 1, 3)
+    assert isinstance(layer.weight, nn.Parameter)
 
 
 class TestRenaming:

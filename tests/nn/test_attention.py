@@ -13,7 +13,9 @@ from phonograph.errors import ConfigError, MissingExtraError
 from phonograph.nn.attention import (
     AttentionState,
     attention_function,
+    attention_with_weights,
     cached_attention,
+    full_attention,
     new_attention_state,
     ring_step,
     windowed_attention,
@@ -112,12 +114,11 @@ def stand_in() -> ModuleType:
     def flash_attn_func(
         q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, causal: bool = False, window_size: tuple[int, int] = (-1, -1)
     ) -> Tensor:
-        assert q.shape[1] == k.shape[1]
         k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
-        place = torch.arange(q.shape[1])
-        distance = place[:, None] - place
+        distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
         visible = torch.ones_like(distance, dtype=torch.bool)
         if causal:
+            assert q.shape[1] == k.shape[1]
             visible &= distance >= 0
         if window_size[0] >= 0:
             visible &= distance <= window_size[0]
@@ -127,8 +128,33 @@ def stand_in() -> ModuleType:
         weights = torch.dropout(scores.masked_fill(~visible, float("-inf")).softmax(-1), dropout_p, train=dropout_p > 0)
         return torch.einsum("bhts,bshd->bthd", weights, v)
 
+    def flash_attn_varlen_func(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        dropout_p: float = 0.0,
+        causal: bool = False,
+    ) -> Tensor:
+        assert cu_seqlens_q.dtype is cu_seqlens_k.dtype is torch.int32
+        assert not causal
+        assert int(cu_seqlens_q.diff().max()) <= max_seqlen_q
+        assert int(cu_seqlens_k.diff().max()) <= max_seqlen_k
+        assert (cu_seqlens_q[-1], cu_seqlens_k[-1]) == (len(q), len(k))
+        ends = [edges[1:-1].long() for edges in (cu_seqlens_q, cu_seqlens_k, cu_seqlens_k)]
+        groups, parts = q.shape[1] // k.shape[1], []
+        for queries, keys, values in zip(*(x.tensor_split(end) for x, end in zip((q, k, v), ends, strict=True)), strict=True):
+            keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+            weights = (torch.einsum("thd,shd->hts", queries, keys) * q.shape[-1] ** -0.5).softmax(-1)
+            parts.append(torch.einsum("hts,shd->thd", torch.dropout(weights, dropout_p, train=dropout_p > 0), values))
+        return torch.cat(parts)
+
     module = ModuleType("flash_attn")
     module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     return module
 
 
@@ -141,6 +167,46 @@ def test_flash_attention_is_called_as_it_documents(steps: int, keys: int, monkey
     torch.testing.assert_close(out, windowed_attention(*inputs, WINDOW, "sdpa"), **CLOSE)
 
 
+KEY_MASK = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("masked", [True, False], ids=["padding", "no padding"])
+@pytest.mark.parametrize("keys", [4, 2])
+@pytest.mark.parametrize("steps", [1, 9, 12])
+def test_full_attention_equals_each_item_alone(
+    steps: int, keys: int, masked: bool, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an encoder over itself, and of a decoder of other lengths over an encoder."""
+    monkeypatch.setitem(sys.modules, "flash_attn", stand_in())
+    queries = heads(steps, batch=3)[0]
+    _, key, value = heads(9, batch=3, keys=keys, seed=1)
+    out = full_attention(queries, key, value, KEY_MASK if masked else None, implementation)
+    for item, length in enumerate([9, 4, 1] if masked else [9, 9, 9]):
+        group = 4 // keys
+        scores = queries[item] @ key[item, :, :length].repeat_interleave(group, 0).transpose(1, 2) / 8**0.5
+        expected = scores.softmax(-1) @ value[item, :, :length].repeat_interleave(group, 0)
+        torch.testing.assert_close(out[item], expected, **CLOSE)
+
+
+def test_weights_of_attention() -> None:
+    inputs = heads(9, batch=3, keys=2)
+    out, weights = attention_with_weights(*inputs, KEY_MASK[:, None, None])
+    assert weights.shape == (3, 4, 9, 9)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, 9))
+    assert not weights[1, :, :, 4:].any()
+    torch.testing.assert_close(weights @ inputs[2].repeat_interleave(2, 1), out, **CLOSE)
+    torch.testing.assert_close(attention_with_weights(*inputs)[0], full_attention(*inputs, None, "sdpa"), **CLOSE)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_dropout_of_full_attention(implementation: str) -> None:
+    inputs = heads(20)
+    torch.manual_seed(0)
+    dropped = full_attention(*inputs, None, implementation, dropout=0.5)
+    assert not torch.allclose(dropped, full_attention(*inputs, None, implementation))
+
+
 def test_missing_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     match = r"flash_attention_2' needs the package flash-attn, which is not installed; run: pip install 'phonograph\[flash\]'"
@@ -148,6 +214,8 @@ def test_missing_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
         attention_function("flash_attention_2")
     with pytest.raises(MissingExtraError, match=match):
         windowed_attention(*heads(3), WINDOW, "flash_attention_2")
+    with pytest.raises(MissingExtraError, match=match):
+        full_attention(*heads(3), None, "flash_attention_2")
 
 
 def test_refuses_an_unknown_implementation() -> None:

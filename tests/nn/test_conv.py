@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from phonograph.errors import ConfigError, StreamError
-from phonograph.nn.conv import StreamingConv1d, StreamingConvTranspose1d
+from phonograph.nn.activations import ACTIVATIONS
+from phonograph.nn.conv import Conv1d, StreamingConv1d, StreamingConvTranspose1d
+from phonograph.nn.packed import reference_path
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -222,3 +224,36 @@ def test_refuses_to_stream_what_is_trimmed_on_the_left() -> None:
 def test_refuses_ragged_batches_padded_by_reflection() -> None:
     with pytest.raises(ConfigError, match="'constant' or 'replicate' for a padded batch, got 'reflect'; encode the items one"):
         conv(4, 2, 1, pad_mode="reflect")(signal(2, 8, 3), None, torch.tensor([8, 3]))
+
+
+class TestPlain:
+    @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+    @pytest.mark.parametrize(
+        ("kernel", "stride", "padding"), [(10, 5, 0), (3, 2, 1), (2, 2, 0), (5, 2, 2), (1, 1, 0), (3, 1, 1)]
+    )
+    def test_equals_torch(self, kernel: int, stride: int, padding: int, activation: str | None) -> None:
+        torch.manual_seed(kernel)
+        for channels in (1, 8):
+            layer = Conv1d(channels, 16, kernel, stride=stride, padding=padding).eval()
+            for steps in (kernel, kernel + 1, 50, 53):
+                x = signal(2, steps, channels, seed=steps)
+                expected = F.conv1d(x.transpose(1, 2), layer.weight, layer.bias, stride, padding).transpose(1, 2)
+                if activation is not None:
+                    expected = ACTIVATIONS[activation](expected)
+                torch.testing.assert_close(layer(x, activation), expected, **CLOSE)
+                assert int(layer.out_lengths(torch.tensor(steps))) == expected.shape[1]
+                with torch.no_grad():
+                    torch.testing.assert_close(layer(x, activation), expected, **CLOSE)
+                    with reference_path():
+                        torch.testing.assert_close(layer(x, activation), expected, **CLOSE)
+
+    def test_lengths_of_too_little(self) -> None:
+        layer = Conv1d(1, 1, 3, stride=2)
+        assert layer.out_lengths(torch.tensor([0, 1, 2, 3, 4, 5])).tolist() == [-1, 0, 0, 1, 1, 2]
+
+    @torch.no_grad()
+    def test_changed_weights_are_used(self) -> None:
+        layer, x = Conv1d(4, 4, 3).eval(), signal(1, 9, 4)
+        before = layer(x)
+        layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x) - layer.bias, 2 * (before - layer.bias), **CLOSE)

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from phonograph.nn.linear import Linear, linear
+from phonograph.nn.activations import ACTIVATIONS
+from phonograph.nn.linear import Linear, linear, linear_together
+from phonograph.nn.packed import Derived, reference_path
 
 ROWS = [1, 2, 15, 16, 17, 31, 100, 511, 512, 513, 1024, 1025, 1500]
 
@@ -94,3 +96,37 @@ def test_a_used_module_can_be_copied_and_pickled() -> None:
         twin.weight.zero_()
         close(twin(x), twin.bias.expand(1, 40, 64))
         close(module(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@torch.no_grad()
+def test_activation_and_residual(activation: str | None, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = Linear(48, 64).to(dtype).eval()
+    tolerance = 0.05 if dtype is torch.bfloat16 else 1e-4
+    for shape in ((3, 48), (2, 7, 48), (2, 3, 5, 48)):
+        x = torch.randn(shape).to(dtype)
+        plain = F.linear(x, module.weight, module.bias)
+        expected = plain if activation is None else ACTIVATIONS[activation](plain)
+        residual = torch.randn(plain.shape).to(dtype)
+        for _ in range(2):
+            torch.testing.assert_close(module(x, activation), expected, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(module(x, residual=residual), residual + plain, rtol=tolerance, atol=tolerance)
+            with reference_path():
+                torch.testing.assert_close(module(x, activation), expected, rtol=tolerance, atol=tolerance)
+                torch.testing.assert_close(module(x, residual=residual), residual + plain, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_several_layers_together(bias: bool) -> None:
+    torch.manual_seed(0)
+    parts = [Linear(48, size, bias=bias).eval() for size in (64, 32, 16)]
+    x, packed = torch.randn(2, 9, 48), Derived()
+    for _ in range(2):
+        expected = torch.cat([F.linear(x, part.weight, part.bias) for part in parts], -1)
+        close(linear_together(x, parts, packed), expected)
+        with reference_path():
+            close(linear_together(x, parts, packed), expected)
+        parts[1].weight.mul_(2)  # a change is seen

@@ -1,25 +1,40 @@
 """What every model of every family has: a configuration, loading and saving, typed outputs.
 
 `PreTrainedModel.from_pretrained` finds a checkpoint (bundled, folder, hub), builds the model without memory for weights and
-fills it, tensor by tensor, from memory-mapped safetensors. Names and shapes must match exactly.
+fills it, tensor by tensor, from memory-mapped safetensors. Names and shapes must match exactly, save that a model with one head
+reads the files of its family's other heads and of the base model.
+
+A family says by class attributes what it shares with its files:
+
+    class Wav2Vec2ForCTC(PreTrainedModel):
+        config_class = Wav2Vec2Config
+        base_model_prefix = "wav2vec2"  # self.wav2vec2 is the base model, everything beside it the head
+
+        def __init__(self, config: Wav2Vec2Config) -> None:
+            super().__init__(config)
+            ...
+            self.post_init()  # last: it initialises
 """
 
 import dataclasses
 import os
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from phonograph.configuration import DTYPES, PreTrainedConfig
 from phonograph.errors import ConfigError
 from phonograph.loading import hub, weights
 
-__all__ = ["ModelOutput", "PreTrainedModel"]
+__all__ = ["ModelOutput", "PreTrainedModel", "beside"]
 
 M = TypeVar("M", bound="PreTrainedModel")
+Output = TypeVar("Output", bound="ModelOutput")
 
 
 @dataclasses.dataclass
@@ -56,9 +71,17 @@ class ModelOutput:
 
 
 class PreTrainedModel(nn.Module):
-    """Base of all models: `from_pretrained`, `save_pretrained`, `device`, `dtype`."""
+    """Base of all models: `from_pretrained`, `save_pretrained`, `device`, `dtype`.
+
+    Tensor names in the class attributes are those of the base model, or of the head, without the prefix of the base model.
+    """
 
     config_class: ClassVar[type[PreTrainedConfig]]
+    base_model_prefix: ClassVar[str] = ""  # attribute under which a model with a head holds the base model
+    _may_be_missing: ClassVar[tuple[str, ...]] = ()  # patterns: files may lack these; without effect on inference
+    _optional_parts: ClassVar[tuple[str, ...]] = ()  # patterns: files may lack these as they may lack a head
+    _other_heads: ClassVar[tuple[str, ...]] = ()  # first parts of names that a model without them leaves in the file
+    _tied_weights: ClassVar[dict[str, str]] = {}  # full name -> full name of the parameter it is, if config ties
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -93,9 +116,13 @@ class PreTrainedModel(nn.Module):
         dtype: torch.dtype | str | None = None,
         numerics: str = "fast",
         device: torch.device | str = "cpu",
+        ignore_mismatched_sizes: bool = False,
         **options: Any,
     ) -> M:
         """Load a model in evaluation mode.
+
+        A file of the base model or of another head of the family will do: a head that is not in the file is initialised, with
+        one UserWarning that names its tensors.
 
         Args:
             name_or_path: name of a bundled model, a folder, a .safetensors file, or a hub id.
@@ -105,6 +132,7 @@ class PreTrainedModel(nn.Module):
             numerics: "exact" computes in float64: rounding is then so far below any decision that results do not depend on
                 batch, chunks, threads or machine, at several times the cost. "fast" computes in `dtype`.
             device: where the weights go, tensor by tensor.
+            ignore_mismatched_sizes: initialise a head also where the file's has another shape.
             options: HUB_OPTIONS (cache_dir, force_download, local_files_only, token, revision, subfolder),
                 attn_implementation, and any field of the configuration.
 
@@ -121,7 +149,9 @@ class PreTrainedModel(nn.Module):
             raise ConfigError(f"expected either config=... or fields of it, got both ({', '.join(fields)}); change the config")
         with torch.device("meta"):
             model = cls(config).to(_weights_dtype(_dtype_for(numerics, dtype), config))
-        weights.load_strict(model, files, cls._renaming(config), torch.device(device))
+        rules = model._load_rules(ignore_mismatched_sizes)
+        absent = weights.load_strict(model, files, cls._renaming(config), torch.device(device), rules)
+        model._complete(absent, torch.device(device), os.fspath(name_or_path))
         config.name_or_path = os.fspath(name_or_path)
         return model.eval()
 
@@ -134,9 +164,7 @@ class PreTrainedModel(nn.Module):
         fields: dict[str, Any],
     ) -> PreTrainedConfig:
         """The checkpoint's config.json with `fields` changed; families with layouts that have none override this."""
-        path = Path(name_or_path)
-        beside = path.parent if path.suffix == ".safetensors" else name_or_path
-        config, unknown = cls.config_class.from_pretrained(beside, return_unused_kwargs=True, **where, **fields)
+        config, unknown = cls.config_class.from_pretrained(beside(name_or_path), return_unused_kwargs=True, **where, **fields)
         if unknown:
             raise ConfigError(
                 f"expected keywords of from_pretrained or fields of {cls.config_class.__name__}, got {', '.join(unknown)}; "
@@ -155,11 +183,113 @@ class PreTrainedModel(nn.Module):
         Raises:
             OutputError: the folder can't be written.
         """
+        self._save(folder, self.state_dict())
+
+    def _save(self, folder: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
         config = type(self.config).from_dict(self.config.to_dict())
         config.architectures = [type(self).__name__]
         config.dtype = str(self.dtype).removeprefix("torch.")
         config.save_pretrained(folder)
-        weights.save_tensors(Path(folder) / hub.WEIGHTS_NAME, self.state_dict())
+        tied = self._ties()
+        kept = {name: tensor for name, tensor in tensors.items() if name not in tied}
+        weights.save_tensors(Path(folder) / hub.WEIGHTS_NAME, kept)
+
+    def _output(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    # Parts: the base model, the head, tied weights
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The base model inside a model with a head; the base model is its own."""
+        return getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
+
+    def post_init(self) -> None:
+        """Initialise the weights, last in every constructor; a base model inside has initialised its own."""
+        for child in self.children():
+            if child is not self.base_model:
+                child.apply(self._init_weights)
+        self._init_weights(self)
+        self.tie_weights()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise the parameters that lie directly in `module`; torch's own initialisation stays where this does nothing."""
+
+    def tie_weights(self) -> None:
+        """Let tied parameters be one and the same object, where the configuration ties them."""
+        for tied, source in self._ties().items():
+            owner, _, leaf = tied.rpartition(".")
+            setattr(self.get_submodule(owner), leaf, self.get_parameter(source))
+
+    def _ties(self) -> dict[str, str]:
+        return dict(self._tied_weights) if getattr(self.config, "tie_word_embeddings", False) else {}
+
+    def _load_rules(self, ignore_mismatched_sizes: bool) -> weights.LoadRules:
+        missing, parts = _pattern(self._may_be_missing), _pattern(self._optional_parts)
+        inside = f"{self.base_model_prefix}."
+        headed = self.base_model is not self
+
+        def bare(name: str) -> str:
+            return name.removeprefix(inside)
+
+        def is_head(name: str) -> bool:
+            return (headed and not name.startswith(inside)) or parts.fullmatch(bare(name)) is not None
+
+        return weights.LoadRules(
+            prefix=self.base_model_prefix,
+            may_be_missing=lambda name: is_head(name) or missing.fullmatch(bare(name)) is not None,
+            may_differ=is_head if ignore_mismatched_sizes else lambda name: False,
+            not_needed=lambda name: bare(name).startswith(self._other_heads),
+            tied=self._ties(),
+        )
+
+    def _complete(self, absent: Sequence[str], device: torch.device, origin: str) -> None:
+        """Initialise what a file did not hold, and make the buffers that no file holds."""
+        quiet = _pattern(self._may_be_missing)
+        named = [name for name in absent if quiet.fullmatch(name.removeprefix(f"{self.base_model_prefix}.")) is None]
+        self._initialize(absent, device)
+        for module in self.modules():
+            reset_buffers = getattr(module, "reset_buffers", None)
+            if reset_buffers is not None:
+                reset_buffers(device, self.dtype)
+        self.tie_weights()
+        if named:
+            warnings.warn(
+                f"expected the tensors of {type(self).__name__} in {origin}, {len(named)} are not there and start from random "
+                f"values ({weights.some(named)}); train the model before you use it",
+                stacklevel=3,
+            )
+
+    @torch.no_grad()
+    def _initialize(self, names: Sequence[str], device: torch.device) -> None:
+        """Give the tensors of these names memory and fresh values; their neighbours in the same module keep theirs."""
+        leaves: dict[str, list[str]] = {}
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            leaves.setdefault(owner, []).append(leaf)
+        for owner, fresh in leaves.items():
+            module = self.get_submodule(owner)
+            own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+            kept = {leaf: tensor.clone() for leaf, tensor in own.items() if leaf not in fresh and not tensor.is_meta}
+            for leaf in fresh:
+                weights.assign(module, leaf, torch.zeros(own[leaf].shape, dtype=own[leaf].dtype, device=device))
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+            self._init_weights(module)
+            for leaf, tensor in kept.items():
+                getattr(module, leaf).copy_(tensor)
+
+
+def beside(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Where the other files of a checkpoint are: the folder of a .safetensors file, else the checkpoint itself."""
+    path = Path(name_or_path)
+    return path.parent if path.suffix == ".safetensors" else name_or_path
+
+
+def _pattern(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
 
 
 def _dtype_for(numerics: str, dtype: torch.dtype | str | None) -> torch.dtype | str | None:

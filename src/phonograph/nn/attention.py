@@ -1,7 +1,7 @@
-"""Attention that looks back a fixed number of steps, in one pass or in a stream, in time and memory linear in the length.
+"""Attention in three forms: over a whole sequence, over a window in one pass, and over a window in a stream.
 
-Shapes: B batch, H heads, K key-value heads, T time, W window, D head size. A query at position p sees the keys at positions
-p - W + 1 ... p.
+Shapes: B batch, H heads, K key-value heads, T time, S time of the keys, W window, D head size. With a window, a query at
+position p sees the keys at positions p - W + 1 ... p, in time and memory linear in the length.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,9 @@ __all__ = [
     "AttentionState",
     "RingStep",
     "attention_function",
+    "attention_with_weights",
     "cached_attention",
+    "full_attention",
     "new_attention_state",
     "ring_step",
     "windowed_attention",
@@ -58,13 +60,32 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, "Tensor | None", float], T
 
 def eager_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attention written out: what the other implementations are checked against."""
-    groups = queries.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
     if mask is None:
         mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril()
-    scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(queries.dtype)
-    return F.dropout(weights, dropout) @ values
+    return attention_with_weights(queries, keys, values, mask, dropout)[0]
+
+
+def attention_with_weights(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, which is the only form that has its weights to give.
+
+    Args:
+        queries: (B, H, T, D); keys and values: (B, K, S, D).
+        mask: broadcasts to (B, H, T, S) bool, true where a query sees a key; None is everywhere.
+
+    Returns:
+        (B, H, T, D), and the weights (B, H, T, S) as they were applied, after dropout.
+    """
+    groups = queries.shape[1] // keys.shape[1]
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(queries.dtype)
+    weights = F.dropout(weights, dropout)
+    return weights @ values, weights
 
 
 def sdpa_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -90,6 +111,32 @@ def attention_function(name: str) -> AttentionFunction:
     if name not in ATTENTION:
         raise ConfigError(f"expected attn_implementation eager, sdpa or flash_attention_2, got {name!r}; choose one of them")
     return ATTENTION[name]
+
+
+def full_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_mask: Tensor | None,
+    implementation: str,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of every query over every key that is no padding: of an encoder over itself, or of a decoder over it.
+
+    Args:
+        queries: (B, H, T, D); keys and values: (B, K, S, D).
+        key_mask: (B, S) bool, false for padding, with at least one true in each row; None is no padding.
+
+    Returns:
+        (B, H, T, D).
+    """
+    if implementation == "flash_attention_2":
+        return _flash_full(queries, keys, values, key_mask, dropout)
+    mask = None if key_mask is None else key_mask[:, None, None]
+    if implementation == "eager":
+        return attention_with_weights(queries, keys, values, mask, dropout)[0]
+    grouped = queries.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, enable_gqa=grouped)
 
 
 def windowed_attention(
@@ -180,13 +227,28 @@ def _window_mask(start: int, end: int, first: int, last: int, window: int, devic
     return (distance >= 0) & (distance < window)
 
 
-def _flash_attn_func() -> Callable[..., Tensor]:
+def _flash_attn_func(name: str = "flash_attn_func") -> Callable[..., Tensor]:
     try:
-        from flash_attn import flash_attn_func
+        import flash_attn
     except ImportError as error:
         raise MissingExtraError("attn_implementation='flash_attention_2'", "flash-attn", "flash") from error
-    function: Callable[..., Tensor] = flash_attn_func
+    function: Callable[..., Tensor] = getattr(flash_attn, name)
     return function
+
+
+def _flash_full(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
+    by_time = [x.transpose(1, 2) for x in (queries, keys, values)]  # (B, T, H, D)
+    if key_mask is None:
+        whole: Tensor = _flash_attn_func()(*by_time, dropout_p=dropout, causal=False)
+        return whole.transpose(1, 2)
+    # Keys lose their padding and lie end to end; queries keep theirs, so that all implementations give the same there.
+    batch, steps = by_time[0].shape[:2]
+    ends = F.pad(key_mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    query_ends = torch.arange(0, (batch + 1) * steps, steps, dtype=torch.int32, device=ends.device)
+    packed = [by_time[0].flatten(0, 1), *(x[key_mask] for x in by_time[1:])]
+    varlen = _flash_attn_func("flash_attn_varlen_func")
+    out = varlen(*packed, query_ends, ends, steps, key_mask.shape[1], dropout_p=dropout, causal=False)
+    return out.view(by_time[0].shape).transpose(1, 2)
 
 
 def _flash_windowed(queries: Tensor, keys: Tensor, values: Tensor, window: int, dropout: float) -> Tensor:

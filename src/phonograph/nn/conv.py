@@ -1,4 +1,4 @@
-"""Causal convolutions over time, in one pass or in a stream.
+"""Convolutions over time: plain, and causal ones that run in one pass or in a stream.
 
 Shapes: B batch, T time, C channels. Activations are (B, T, C), contiguous: the channels-last order in which the convolution
 kernels of CPUs and GPUs are fastest, so that no layer copies its input into another order. Weights keep the shape and the
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phonograph.errors import ConfigError, StreamError
+from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.packed import (
+    Convolution,
     Derived,
     fast_path,
     pack_linear,
@@ -25,12 +27,14 @@ from phonograph.nn.packed import (
 from phonograph.nn.state import State, remember
 
 __all__ = [
+    "Conv1d",
     "Conv1dState",
     "ConvTranspose1dState",
     "StreamingConv1d",
     "StreamingConvTranspose1d",
     "ceil_div",
     "channels_last_",
+    "convolve",
 ]
 
 
@@ -58,6 +62,41 @@ def channels_last_(module: nn.Conv1d | nn.ConvTranspose1d) -> None:
     """Lay a convolution's weight (O, I, K) out as (O, K, I) in memory; its shape stays."""
     weight = module.weight
     weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def convolve(x: Tensor, conv: Convolution, padding: int, packed: Derived | None, activation: str | None = None) -> Tensor:
+    """(B, T, C_in) -> (B, T', C_out) by the weight of `conv`, `padding` zeros on both sides, and a name in ACTIVATIONS.
+
+    Args:
+        packed: keeps the weight in the order of the kernels made for inference; None does without those.
+    """
+    image = x.transpose(1, 2).unsqueeze(2)  # a 2-d convolution of height one: the 1-d entry points copy into channels-first
+    if packed is not None:
+        return packed_conv(image, conv, padding, packed, activation).squeeze(2).transpose(1, 2)
+    stride, dilation = (1, conv.stride[0]), (1, conv.dilation[0])
+    y = F.conv2d(image, conv.weight.unsqueeze(2), conv.bias, stride, (0, padding), dilation, conv.groups)
+    y = y.squeeze(2).transpose(1, 2)
+    return y if activation is None else ACTIVATIONS[activation](y)
+
+
+class Conv1d(nn.Conv1d):
+    """`torch.nn.Conv1d` over (B, T, C), padded by zeros."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        channels_last_(self)
+        self._packed = Derived()
+
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """(B, T, C_in) -> (B, (T + 2 padding - kernel) // stride + 1, C_out), through a name in ACTIVATIONS."""
+        return convolve(x, self, int(self.padding[0]), self._packed if fast_path(x, self) else None, activation)
+
+    def out_lengths(self, lengths: Tensor) -> Tensor:
+        """Steps that come out for `lengths` (any shape, int) steps in."""
+        reach = self.kernel_size[0] - 2 * int(self.padding[0])
+        return torch.div(lengths - reach, self.stride[0], rounding_mode="floor") + 1
 
 
 def _mask_after(x: Tensor, lengths: Tensor, pad_mode: str) -> Tensor:
@@ -193,17 +232,10 @@ class StreamingConv1d(nn.Module):
         return x
 
     def _convolve(self, x: Tensor, padding: int = 0) -> Tensor:
-        # A 2-d convolution of height one: the 1-d entry points copy into channels-first order.
         fast = fast_path(x, self)
         if fast and self.pointwise:  # a matrix product, whose packed weight serves any number of steps
             return packed_linear(x.flatten(0, 1), self._packed_matrix(), self.conv.bias).view(*x.shape[:2], -1)
-        image = x.transpose(1, 2).unsqueeze(2)
-        if fast:
-            y = packed_conv(image, self.conv, padding, self._packed)
-        else:
-            stride, dilation = (1, self.stride), (1, self.dilation)
-            y = F.conv2d(image, self.conv.weight.unsqueeze(2), self.conv.bias, stride, (0, padding), dilation)
-        return y.squeeze(2).transpose(1, 2)
+        return convolve(x, self.conv, padding, self._packed if fast else None)
 
 
 class StreamingConvTranspose1d(nn.Module):

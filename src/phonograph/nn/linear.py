@@ -5,34 +5,59 @@ In float32 on a CPU the convolution kernels of oneDNN reach up to twice the rate
 case this is `torch.nn.functional.linear`.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.packed import Derived, fast_path, pack_linear, packed_linear
 
-__all__ = ["Linear", "linear"]
+__all__ = ["Linear", "linear", "linear_together"]
 
 _FEWEST_ROWS = 16
 _MOST_ROWS = 512
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` over (B, T, in_features)."""
+    """`torch.nn.Linear` over (..., in_features), with what follows it in the same kernel where there is one."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
         self._packed = Derived()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, in_features) -> (B, T, out_features)."""
-        rows = x.flatten(0, 1)
+    def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        """(..., in_features) -> (..., out_features).
+
+        Args:
+            activation: name in ACTIVATIONS of what the result goes through.
+            residual: (..., out_features), added to the result; not beside an activation.
+        """
+        assert activation is None or residual is None, "one of them can share the product's kernel"
+        rows = x.reshape(-1, self.in_features)
+        shape = (*x.shape[:-1], self.out_features)
         if fast_path(x, self):
             packed = self._packed.get(lambda: pack_linear(self.weight), self.weight)
-            out = packed_linear(rows, packed, self.bias)
-        else:
-            out = linear(rows, self.weight, self.bias)
-        return out.view(*x.shape[:2], -1)
+            added = None if residual is None else residual.reshape(-1, self.out_features)
+            return packed_linear(rows, packed, self.bias, added, activation).view(shape)
+        out = linear(rows, self.weight, self.bias).view(shape)
+        if residual is not None:
+            return residual + out
+        return out if activation is None else ACTIVATIONS[activation](out)
+
+
+def linear_together(x: Tensor, parts: Sequence[Linear], packed: Derived) -> Tensor:
+    """(B, T, I) -> (B, T, sum of all O): several layers over the same input, in one product where weights are packed."""
+    if not fast_path(x, parts[0]):
+        return torch.cat([part(x) for part in parts], dim=-1)
+
+    def pack() -> tuple[Tensor, Tensor | None]:
+        biases = [part.bias.detach() for part in parts if part.bias is not None]
+        return pack_linear(torch.cat([part.weight.detach() for part in parts])), torch.cat(biases) if biases else None
+
+    matrix, bias = packed.get(pack, *(tensor for part in parts for tensor in part.parameters()))
+    return packed_linear(x.flatten(0, 1), matrix, bias).view(*x.shape[:2], -1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

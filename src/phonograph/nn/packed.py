@@ -11,13 +11,34 @@ The operators are those that torch.compile emits for frozen weights; where a bui
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["Derived", "fast_path", "pack_linear", "packed_conv", "packed_conv_transpose", "packed_linear", "reference_path"]
+__all__ = [
+    "FUSED",
+    "Convolution",
+    "Derived",
+    "fast_path",
+    "pack_linear",
+    "packed_conv",
+    "packed_conv_transpose",
+    "packed_linear",
+    "reference_path",
+]
+
+FUSED: dict[str | None, tuple[str, str]] = {
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+    "swish": ("swish", ""),
+}
+"""`activation` -> what oneDNN calls it: it is computed before the results leave the registers."""
 
 _reference = contextvars.ContextVar("reference", default=False)
 
@@ -65,6 +86,19 @@ class Derived:
         return Derived, ()  # a copied or pickled module derives its own; packed weights can't be copied
 
 
+class Convolution(Protocol):
+    """What is read of a convolution: `torch.nn.Conv1d`, or anything with a weight (O, I / groups, K) of its own making."""
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    bias: Any  # Tensor | None; torch declares it a Parameter, which mypy takes as invariant
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, I / groups, K)."""
+
+
 def _available(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
@@ -89,29 +123,33 @@ def pack_linear(weight: Tensor) -> Tensor:
     return reordered
 
 
-def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
-    """(N, I) rows, a weight from `pack_linear`, (O,) bias, (N, O) added where given -> (N, O)."""
+def packed_linear(
+    x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """(N, I) rows, a weight from `pack_linear`, (O,) bias, (N, O) added or else an activation of FUSED -> (N, O)."""
     out: Tensor
     if residual is None:
-        out = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        name, variant = FUSED[activation]
+        out = torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], variant)
     else:
         out = torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
     return out
 
 
-def packed_conv(x: Tensor, conv: nn.Conv1d, padding: int, packed: Derived) -> Tensor:
-    """(B, I, 1, T), channels last -> (B, O, 1, T')."""
+def packed_conv(x: Tensor, conv: Convolution, padding: int, packed: Derived, activation: str | None = None) -> Tensor:
+    """(B, I, 1, T), channels last -> (B, O, 1, T'), through an activation of FUSED."""
     stride, dilation = [1, conv.stride[0]], [1, conv.dilation[0]]
+    name, variant = FUSED[activation]
+    source = conv.weight
 
     def make() -> Tensor:
-        weight = conv.weight.detach().unsqueeze(2)
         reordered: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, [0, padding], stride, dilation, conv.groups, list(x.shape)
+            source.detach().unsqueeze(2), [0, padding], stride, dilation, conv.groups, list(x.shape)
         )
         return reordered
 
     out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, packed.get(make, conv.weight), conv.bias, [0, padding], stride, dilation, conv.groups, "none", [], ""
+        x, packed.get(make, source), conv.bias, [0, padding], stride, dilation, conv.groups, name, [], variant
     )
     return out
 

@@ -13,7 +13,7 @@ with one, it is the next whole frames of a stream, and gives what the whole sign
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ from phonograph.nn.conv import (
     StreamingConvTranspose1d,
     ceil_div,
 )
-from phonograph.nn.linear import Linear
-from phonograph.nn.packed import Derived, fast_path, pack_linear, packed_linear
+from phonograph.nn.linear import Linear, linear_together
+from phonograph.nn.packed import Derived
 from phonograph.nn.positions import apply_rotary, inverse_frequencies, rotary_angles
 from phonograph.nn.state import State
 
@@ -58,8 +58,6 @@ __all__ = [
     "MimiTransformerState",
 ]
 
-
-Output = TypeVar("Output", bound=ModelOutput)
 
 # ---------------------------------------------------------------------------------------------------------------- outputs
 
@@ -160,7 +158,8 @@ class MimiAttention(nn.Module):
 
     def forward(self, x: Tensor, place: _Place, state: AttentionState | None, implementation: str) -> Tensor:
         """(B, T, H) -> (B, T, H); `state` is updated in place."""
-        heads = self._project(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        heads = linear_together(x, projections, self._packed).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
         queries_keys = apply_rotary(heads[:, : self.num_heads + self.num_key_value_heads], place.cos, place.sin)
         queries, keys = queries_keys.split([self.num_heads, self.num_key_value_heads], dim=1)
         values = heads[:, self.num_heads + self.num_key_value_heads :]
@@ -170,21 +169,6 @@ class MimiAttention(nn.Module):
         else:
             out = cached_attention(queries, keys, values, state, place.step, implementation)
         return cast(Tensor, self.o_proj(out.transpose(1, 2).flatten(2)))
-
-    def _project(self, x: Tensor) -> Tensor:
-        """(B, T, H) -> (B, T, all heads of queries, keys and values), in one product where weights are packed."""
-        parts = (self.q_proj, self.k_proj, self.v_proj)
-        if not fast_path(x, self):
-            return torch.cat([part(x) for part in parts], dim=-1)
-        sources = [tensor for part in parts for tensor in part.parameters()]
-        packed, bias = self._packed.get(self._pack, *sources)
-        return packed_linear(x.flatten(0, 1), packed, bias).view(*x.shape[:2], -1)
-
-    def _pack(self) -> tuple[Tensor, Tensor | None]:
-        parts = (self.q_proj, self.k_proj, self.v_proj)
-        biases = [part.bias.detach() for part in parts if part.bias is not None]
-        weight = torch.cat([part.weight.detach() for part in parts])
-        return pack_linear(weight), torch.cat(biases) if biases else None
 
 
 class MimiMLP(nn.Module):
@@ -283,7 +267,7 @@ class MimiModel(PreTrainedModel):
         self.downsample, self.upsample = _resampling(config)
         self.frame_samples = math.prod(config.upsampling_ratios) * (self.downsample.stride if self.downsample else 1)
         self.set_attn_implementation(config._attn_implementation or "sdpa")
-        self.apply(self._init_weights)
+        self.post_init()
 
     def set_attn_implementation(self, name: str) -> None:
         """Choose "eager", "sdpa" or "flash_attention_2" for both transformers.
@@ -503,10 +487,6 @@ class MimiModel(PreTrainedModel):
         latents = self.encode_latents(audio, lengths)
         quantized = self.quantizer(latents, self.check_num_quantizers(num_quantizers), frames)
         return quantized.codes, self.decode_latents(quantized.quantized)
-
-    def _output(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
 
     # Checks at the edge
 
