@@ -20,6 +20,7 @@ from phonograph.nn.attention import (
     ring_step,
     windowed_attention,
 )
+from phonograph.nn.packed import reference_path
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 WINDOW = 7
@@ -187,6 +188,23 @@ def test_full_attention_equals_each_item_alone(
         scores = queries[item] @ key[item, :, :length].repeat_interleave(group, 0).transpose(1, 2) / 8**0.5
         expected = scores.softmax(-1) @ value[item, :, :length].repeat_interleave(group, 0)
         torch.testing.assert_close(out[item], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [True, False], ids=["padding", "no padding"])
+@torch.no_grad()
+def test_attention_by_head(masked: bool, dtype: torch.dtype) -> None:
+    """From some length on, without gradients: more than one block of queries, and keys of another length."""
+    torch.manual_seed(0)
+    queries = torch.randn(2, 4, 700, 16, dtype=dtype)
+    keys, values = torch.randn(2, 2, 4, 300, 16, dtype=dtype)
+    mask = torch.arange(300) < torch.tensor([300, 123])[:, None] if masked else None
+    with reference_path():
+        wide = full_attention(queries.double(), keys.double(), values.double(), mask, "sdpa")
+        plain = full_attention(queries, keys, values, mask, "sdpa")
+    fast = full_attention(queries, keys, values, mask, "sdpa")
+    assert not torch.equal(fast, plain), "the same function ran twice"
+    torch.testing.assert_close(fast.double(), wide, rtol=0, atol=1e-6 if dtype is torch.float32 else 8e-3)
 
 
 def test_weights_of_attention() -> None:

@@ -4,6 +4,7 @@ Shapes: B batch, H heads, K key-value heads, T time, S time of the keys, W windo
 position p sees the keys at positions p - W + 1 ... p, in time and memory linear in the length.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phonograph.errors import ConfigError, MissingExtraError
+from phonograph.nn.packed import fast_path, packed_linear
 from phonograph.nn.state import State
 
 __all__ = [
@@ -53,6 +55,8 @@ class RingStep:
 
 _RING_ALIGNMENT = 16
 
+_FEWEST_STEPS_BY_HEAD = 256
+_QUERIES_BY_HEAD = 512
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, "Tensor | None", float], Tensor]
 """(queries (B, H, T, D), keys (B, K, S, D), values (B, K, S, D), mask or None for causal, dropout) -> (B, H, T, D)."""
@@ -136,7 +140,33 @@ def full_attention(
     if implementation == "eager":
         return attention_with_weights(queries, keys, values, mask, dropout)[0]
     grouped = queries.shape[1] != keys.shape[1]
+    if dropout == 0 and not grouped and queries.shape[2] >= _FEWEST_STEPS_BY_HEAD and fast_path(queries):
+        return _attention_by_head(queries, keys, values, key_mask)
     return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, enable_gqa=grouped)
+
+
+def _attention_by_head(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
+    """`full_attention` by oneDNN's products, one head and some queries at a time, so that the scores stay in the cache.
+
+    Scores and their exponentials are float32 in every dtype, as they are inside SDPA.
+    """
+    scale = queries.shape[-1] ** -0.5 * math.log2(math.e)  # torch vectorises exp2 better than exp
+    queries, keys = (queries.float() * scale).contiguous(), keys.float().contiguous()
+    columns = values.transpose(2, 3).contiguous()
+    out = values.new_empty(queries.shape[0], queries.shape[2], *queries.shape[1::2]).transpose(1, 2)
+    for item in range(queries.shape[0]):
+        hidden = None if key_mask is None else ~key_mask[item]
+        for head in range(queries.shape[1]):
+            for start in range(0, queries.shape[2], _QUERIES_BY_HEAD):
+                rows = slice(start, start + _QUERIES_BY_HEAD)
+                weights = packed_linear(queries[item, head, rows], keys[item, head], None)
+                if hidden is not None:
+                    weights.masked_fill_(hidden, float("-inf"))
+                weights.sub_(weights.amax(-1, keepdim=True)).exp2_()
+                total = weights.sum(-1, keepdim=True)
+                attended = packed_linear(weights.to(values.dtype), columns[item, head], None)
+                torch.div(attended, total, out=out[item, head, rows])
+    return out
 
 
 def windowed_attention(

@@ -3,7 +3,8 @@
     step = CapturedStep(function, tokens)
     logits = step(tokens)
 
-The function may not wait for the device, and may write in place only what a first call at the same inputs writes again.
+The function may not wait for the device. It runs a few times on the first inputs: what it writes in place then must be what
+stood there, or what the first call writes again.
 """
 
 from collections.abc import Callable

@@ -108,9 +108,12 @@ def _available(dtype: torch.dtype) -> bool:
 _AVAILABLE: dict[torch.dtype, bool] = {}
 
 
-def fast_path(x: Tensor, module: nn.Module) -> bool:
-    """Whether this call may take the paths made for inference on a CPU."""
-    if x.device.type != "cpu" or module.training or torch.is_grad_enabled() or _reference.get():
+def fast_path(x: Tensor, module: nn.Module | None = None) -> bool:
+    """Whether this call, of a module in evaluation mode or of a function, may take the paths made for inference on a CPU."""
+    training = module is not None and module.training
+    if x.device.type != "cpu" or training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if _reference.get():  # last: a compiled graph can't read it
         return False
     if x.dtype not in _AVAILABLE:
         _AVAILABLE[x.dtype] = _available(x.dtype)
@@ -126,7 +129,7 @@ def pack_linear(weight: Tensor) -> Tensor:
 def packed_linear(
     x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """(N, I) rows, a weight from `pack_linear`, (O,) bias, (N, O) added or else an activation of FUSED -> (N, O)."""
+    """(N, I) rows, a weight from `pack_linear` or a plain one (O, I), (O,) bias -> (N, O), added to (N, O) or activated."""
     out: Tensor
     if residual is None:
         name, variant = FUSED[activation]

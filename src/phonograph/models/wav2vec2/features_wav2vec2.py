@@ -5,6 +5,8 @@ within an item depend on that item's samples alone; only the norm over time of t
 unless it is told the true lengths.
 """
 
+import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,8 +17,12 @@ from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.conv import Conv1d
 from phonograph.nn.linear import Linear
+from phonograph.nn.packed import fast_path, packed_linear
 
-__all__ = ["Wav2Vec2FeatureEncoder", "Wav2Vec2FeatureProjection", "checked_lengths", "inside"]
+__all__ = ["PatchSums", "Wav2Vec2FeatureEncoder", "Wav2Vec2FeatureProjection", "checked_lengths", "inside"]
+
+_TILE_STEPS = 100
+"""Features computed at a time on a CPU, so that all layers' activations stay in its cache (docs/log.md)."""
 
 
 def inside(lengths: Tensor, steps: int) -> Tensor:
@@ -55,6 +61,52 @@ def checked_lengths(audio: Tensor, attention_mask: Tensor | None, fewest: int) -
     return None if least == audio.shape[1] else lengths
 
 
+@dataclass(frozen=True)
+class PatchSums:
+    """Sums over all patches of K samples that the first convolution looks at: what a norm over time needs to know of them.
+
+    The mean and the variance of its outputs follow from these without computing the outputs. Sums of parts of a recording
+    can be added.
+
+    Attributes:
+        count: (B,) number of patches.
+        total: (B, K) sum of the patches.
+        squares: (B, K, K) sum of their outer products. All are float64.
+    """
+
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, samples: Tensor, kernel: int, stride: int, patches: Tensor | None = None) -> "PatchSums":
+        """Of samples (B, S), or of the first `patches` (B,) of each item."""
+        all_patches = samples.to(torch.float64).unfold(1, kernel, stride)
+        if patches is None:
+            patches = torch.full((samples.shape[0],), all_patches.shape[1], device=samples.device)
+        else:
+            all_patches = all_patches * inside(patches, all_patches.shape[1])[..., None]
+        return cls(patches.double(), all_patches.sum(1), all_patches.transpose(1, 2) @ all_patches)
+
+    def __add__(self, other: "PatchSums") -> "PatchSums":
+        return PatchSums(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    def scaled(self, mean: float, deviation: float) -> "PatchSums":
+        """Of the same samples, less `mean`, divided by `deviation`."""
+        shifted = self.total - self.count[:, None] * mean
+        cross = mean * (shifted[:, :, None] + shifted[:, None])
+        squares = self.squares - cross - self.count[:, None, None] * mean**2
+        return PatchSums(self.count, shifted / deviation, squares / deviation**2)
+
+    def outputs(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance (B, C) of what a convolution by weight (C, 1, K) and bias (C,) makes of the patches."""
+        rows = weight[:, 0].double()
+        mean = self.total / self.count[:, None]
+        covariance = self.squares / self.count[:, None, None] - mean[:, :, None] * mean[:, None]
+        variance = ((rows @ covariance) * rows).sum(-1).clamp_min(0)
+        return mean @ rows.t() + (0 if bias is None else bias.double()), variance
+
+
 class Wav2Vec2TimeNorm(nn.GroupNorm):
     """Each channel normed over time: `torch.nn.GroupNorm` with a group a channel, over (B, T, C)."""
 
@@ -73,6 +125,15 @@ class Wav2Vec2TimeNorm(nn.GroupNorm):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normed: Tensor = torch.addcmul(self.bias - mean * scale, wide, scale)
         return normed.to(x.dtype)
+
+    def folded(self, conv: Conv1d, sums: PatchSums) -> tuple[Tensor, Tensor]:
+        """Weights (B, C, K) and biases (B, C) that convolve and norm in one, given the sums of all patches."""
+        mean, variance = sums.outputs(conv.weight, conv.bias)
+        scale = self.weight.double() * torch.rsqrt(variance + self.eps)
+        own = 0 if conv.bias is None else conv.bias.double()
+        bias = self.bias.double() + (own - mean) * scale
+        weight = conv.weight[:, 0].double() * scale[..., None]
+        return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 
 class Wav2Vec2ConvLayer(nn.Module):
@@ -103,6 +164,14 @@ class Wav2Vec2ConvLayer(nn.Module):
         x = self.layer_norm(x, lengths) if isinstance(self.layer_norm, Wav2Vec2TimeNorm) else self.layer_norm(x)
         return ACTIVATIONS[self.activation](x)
 
+    def convolved(self, samples: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(B, S) -> (B, T', C') by a weight (B, C', K) and a bias (B, C') for each item, which hold the norm too."""
+        patches = samples.unfold(1, weight.shape[2], self.conv.stride[0])
+        if not fast_path(samples, self):
+            return ACTIVATIONS[self.activation](torch.baddbmm(bias[:, None], patches, weight.transpose(1, 2)))
+        rows = zip(patches.contiguous(), weight, bias, strict=True)
+        return torch.stack([packed_linear(*item, activation=self.activation) for item in rows])
+
 
 class Wav2Vec2FeatureEncoder(nn.Module):
     """Strided convolutions from samples to features."""
@@ -111,13 +180,39 @@ class Wav2Vec2FeatureEncoder(nn.Module):
         super().__init__()
         self.conv_layers = nn.ModuleList([Wav2Vec2ConvLayer(config, layer) for layer in range(len(config.conv_dim))])
 
-    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, S) -> (B, T, C); with the true `lengths` (B,) in samples, norms over time leave padding out."""
+    def forward(self, samples: Tensor, lengths: Tensor | None = None, sums: PatchSums | None = None) -> Tensor:
+        """(B, S) -> (B, T, C).
+
+        Args:
+            lengths: (B,) true samples; norms over time leave out what comes after them.
+            sums: of the recordings that these are parts of; norms over time are those of the recordings.
+        """
+        first = self._layers[0]
+        if isinstance(first.layer_norm, Wav2Vec2TimeNorm) and (sums is not None or fast_path(samples, self)):
+            conv = first.conv
+            if sums is None:
+                patches = None if lengths is None else conv.out_lengths(lengths)
+                sums = PatchSums.of(samples, conv.kernel_size[0], conv.stride[0], patches)
+            folded = first.layer_norm.folded(conv, sums)
+        else:
+            folded = None
+        if not fast_path(samples, self):
+            return self._features(samples, lengths, folded)
+        steps = int(self.out_lengths(torch.tensor(samples.shape[1])))
+        tile = min(steps, _TILE_STEPS)
+        hop, field = self.hop, self.receptive_field
+        # The last tile begins early: packed weights fit the length that they were packed for.
+        starts = [*range(0, steps - tile, tile), steps - tile]
+        tiles = [self._features(samples[:, s * hop : (s + tile - 1) * hop + field], lengths, folded) for s in starts]
+        overlap = starts[-2] + tile - starts[-1] if len(starts) > 1 else 0
+        return torch.cat([*tiles[:-1], tiles[-1][:, overlap:]], dim=1)
+
+    def _features(self, samples: Tensor, lengths: Tensor | None, folded: tuple[Tensor, Tensor] | None) -> Tensor:
         x = samples[..., None]
-        for layer, conv in zip(self.conv_layers, self._convs, strict=True):
+        for number, layer in enumerate(self._layers):
             if lengths is not None:
-                lengths = conv.out_lengths(lengths)
-            x = layer(x, lengths)
+                lengths = layer.conv.out_lengths(lengths)
+            x = layer.convolved(samples, *folded) if number == 0 and folded is not None else layer(x, lengths)
         return x
 
     def out_lengths(self, lengths: Tensor) -> Tensor:
@@ -125,6 +220,16 @@ class Wav2Vec2FeatureEncoder(nn.Module):
         for conv in self._convs:
             lengths = conv.out_lengths(lengths)
         return lengths
+
+    def patch_sums(self, samples: Tensor) -> PatchSums:
+        """What the first norm needs to know of samples (B, S), which may be part of a recording."""
+        conv = self._layers[0].conv
+        return PatchSums.of(samples, conv.kernel_size[0], conv.stride[0])
+
+    @property
+    def hop(self) -> int:
+        """Samples from one step to the next."""
+        return math.prod(conv.stride[0] for conv in self._convs)
 
     @property
     def receptive_field(self) -> int:
@@ -135,8 +240,12 @@ class Wav2Vec2FeatureEncoder(nn.Module):
         return field
 
     @property
+    def _layers(self) -> list[Wav2Vec2ConvLayer]:
+        return [cast(Wav2Vec2ConvLayer, layer) for layer in self.conv_layers]
+
+    @property
     def _convs(self) -> list[Conv1d]:
-        return [cast(Wav2Vec2ConvLayer, layer).conv for layer in self.conv_layers]
+        return [layer.conv for layer in self._layers]
 
 
 class Wav2Vec2FeatureProjection(nn.Module):

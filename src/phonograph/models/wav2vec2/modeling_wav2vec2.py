@@ -32,6 +32,7 @@ from phonograph.models.wav2vec2.encoder_wav2vec2 import (
     Wav2Vec2WeightNorm,
 )
 from phonograph.models.wav2vec2.features_wav2vec2 import (
+    PatchSums,
     Wav2Vec2FeatureEncoder,
     Wav2Vec2FeatureProjection,
     checked_lengths,
@@ -241,6 +242,7 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         exact_padding: bool | None = None,
+        recording_sums: PatchSums | None = None,
     ) -> Wav2Vec2BaseModelOutput | tuple[Any, ...]:
         """Audio to states.
 
@@ -254,6 +256,8 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
             exact_padding: every item gets what it gets alone, also where the ecosystem lets padding in: in the norm over
                 time of feat_extract_norm="group", at the ends of the convolutions of add_adapter, and in the statistics of
                 x-vectors. None: as config.exact_padding says, or no.
+            recording_sums: for parts of recordings, what `feature_extractor.patch_sums` gave for the whole ones, so that the
+                norm over time of feat_extract_norm="group" is theirs.
 
         Returns:
             States (B, T, H) and the rest; those of steps after an item's end are arbitrary.
@@ -265,7 +269,7 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
         self._check_dtype(input_values)
         lengths = checked_lengths(input_values, attention_mask, self.feature_extractor.receptive_field)
         exact = self._is_exact(exact_padding)
-        features = self.feature_extractor(input_values, lengths if exact else None)
+        features = self.feature_extractor(input_values, lengths if exact else None, recording_sums)
         steps = features.shape[1]
         step_lengths = None if lengths is None else self.feature_extractor.out_lengths(lengths)
         x, features = self.feature_projection(features)
