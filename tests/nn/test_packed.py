@@ -16,6 +16,10 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "mimi convolutions": lambda: (random_mimi(**TINY).encoder, (2, 480, 1)),
     "mimi transformer": lambda: (random_mimi(**TINY).encoder_transformer, (2, 12, 32)),
     "wav2vec2 convolutions": lambda: (random_wav2vec2("Wav2Vec2Model", **FAMILIES["group"]).feature_extractor, (2, 640)),
+    "wav2vec2 positions": lambda: (
+        random_wav2vec2("Wav2Vec2Model", **FAMILIES["group"]).encoder.pos_conv_embed,
+        (2, 40, 32),
+    ),
     "wav2vec2 adapter": lambda: (
         random_wav2vec2("Wav2Vec2Model", **FAMILIES["language adapters"]).encoder.layers[0].adapter_layer,
         (2, 40, 32),

@@ -1,21 +1,19 @@
 """Slots: streams that join, leave, wait and begin anew get what each gets alone, whatever stands in the other rows."""
 
-import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from random_mimi import ODD, TINY, assert_close, noise, random_mimi
+from stand_in_graph import StandInGraph, stand_in
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from phonograph import MimiModel
 from phonograph.errors import AudioError, ConfigError, StreamError
-from phonograph.streaming import MimiBatch, MimiDecoderSession, MimiEncoderSession
-from phonograph.streaming.mimi_batch import _Step
+from phonograph.nn.graphs import CapturedStep
+from phonograph.streaming import MimiBatch, MimiDecoderSession, MimiEncoderSession, mimi_batch
 
 CONFIGS = {"tiny": TINY} | ODD
 ON_GPU = pytest.param("gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
@@ -195,68 +193,12 @@ def test_made_in_inference_mode_and_used_outside(tiny: MimiModel) -> None:
 # CUDA graphs ------------------------------------------------------------------------------------------------------------
 
 
-class StandIn(TorchDispatchMode):
-    """In the place of torch.cuda.CUDAGraph on a CPU: what is run inside is recorded, operator by operator, and replayed on
-    the very tensors that it was recorded with. As in a capture, no value may be looked at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
-        self.replays = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func is not torch.ops.aten._local_scalar_dense.default, "a captured step may not wait for the device"
-        out = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, out))
-        return out
-
-    def replay(self) -> None:
-        self.replays += 1
-        for func, args, kwargs, out in self.calls:
-            for place, value in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(place, Tensor) and place.data_ptr() != value.data_ptr():
-                    place.copy_(value)
-
-
-class StandInStream:
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
-
-    def wait_stream(self, other: "StandInStream") -> None:
-        assert other is not self
-        self.log.append("wait")
-
-
 @pytest.fixture(params=["stand-in", ON_GPU])
 def graphed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MimiBatch]:
     """Makes a batch that captures its steps: on a GPU in float64, or on the CPU with a stand-in for the capture."""
     if request.param == "gpu":
         return lambda model, slots, **options: MimiBatch(model.double().cuda(), slots, **options)
-    log: list[str] = []
-    current = StandInStream(log)
-
-    @contextlib.contextmanager
-    def stream(side: StandInStream) -> Iterator[None]:
-        assert side is not current
-        log.append("enter")
-        yield
-        log.append("leave")
-
-    @contextlib.contextmanager
-    def capture(graph: StandIn) -> Iterator[None]:
-        assert log == ["wait", "enter", "leave", "wait"], "kernels are chosen on a side stream, which both sides wait for"
-        log.clear()
-        with graph:
-            yield
-
-    for name, value in {
-        "Stream": lambda: StandInStream(log),
-        "current_stream": lambda: current,
-        "stream": stream,
-        "CUDAGraph": StandIn,
-        "graph": capture,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
+    stand_in(monkeypatch)
 
     def make(model: MimiModel, slots: int, **options: Any) -> MimiBatch:
         batch = MimiBatch(model, slots, **options)
@@ -274,7 +216,7 @@ class TestGraphs:
         twins = Twins(model.to(batch.model.dtype), 3, 5, batch)
         for _ in range(40):
             twins.turn()
-        assert all(step.graph.replays > 5 for step in batch._steps.values() if isinstance(step.graph, StandIn))
+        assert all(step.graph.replays > 5 for step in batch._steps.values() if isinstance(step.graph, StandInGraph))
 
     def test_one_capture_for_a_step_and_shape(self, graphed: Callable[..., MimiBatch]) -> None:
         batch = graphed(random_mimi(**TINY), 2)
@@ -288,21 +230,27 @@ class TestGraphs:
             ("_encode_step", (2, 1, 48)),
         ]
 
-    @torch.inference_mode()
-    def test_capture_leaves_the_streams_as_they_were(self, graphed: Callable[..., MimiBatch]) -> None:
+    def test_capture_leaves_the_streams_as_they_were(
+        self, graphed: Callable[..., MimiBatch], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         batch = graphed(random_mimi(**TINY), 2)
+        captured = []
+
+        class Watched(CapturedStep):
+            def __init__(self, *args: Any) -> None:
+                before = [tensor.clone() for tensor in states(batch)]
+                super().__init__(*args)
+                captured.append(all(torch.equal(tensor, old) for tensor, old in zip(states(batch), before, strict=True)))
+
+        monkeypatch.setattr(mimi_batch, "CapturedStep", Watched)
         batch.join()
         batch.join()
-        batch.encode(frames_for(batch))
-        batch.decode(torch.zeros(2, 4, 1, dtype=torch.int64))
-        before = [tensor.clone() for tensor in states(batch)]
-        device, dtype = batch.model.device, batch.model.dtype
-        active = torch.ones(2, dtype=torch.bool, device=device)
-        _Step(batch._encode_step, frames_for(batch).to(device, dtype), active)
-        _Step(batch._decode_step, torch.ones(2, 3, 1, dtype=torch.int64, device=device), active)
+        active = torch.ones(2, dtype=torch.bool)
+        batch.decode(torch.zeros(2, 4, 1, dtype=torch.int64), active)
+        batch.encode(frames_for(batch), active)
+        batch.decode(torch.ones(2, 3, 1, dtype=torch.int64), active)  # the decoder's state is no longer empty
+        assert captured == [True] * 3
         assert active.all()
-        for tensor, old in zip(states(batch), before, strict=True):
-            assert torch.equal(tensor, old)
 
     def test_inputs_and_outputs_are_the_callers_own(self, graphed: Callable[..., MimiBatch]) -> None:
         batch = graphed(random_mimi(**TINY), 1)

@@ -66,6 +66,8 @@ class Derived:
 
     def get(self, make: Callable[[], Any], *sources: Tensor, dtype: torch.dtype | None = None) -> Any:
         """The value, from `make` if there is none of these very sources in this `dtype`."""
+        if torch.compiler.is_compiling():
+            return make()  # a compiled graph can't look at storages
         parts = tuple(
             part
             for source in sources

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from phonograph.errors import AudioError, ConfigError, StreamError
 from phonograph.models.mimi.modeling_mimi import MimiModel
+from phonograph.nn.graphs import CapturedStep
 
 __all__ = ["MimiBatch"]
 
@@ -47,7 +48,7 @@ class MimiBatch:
         self._transformer = model.encoder_transformer.new_state(slots)
         self._decoder = model.new_decoder_state(slots)
         self._joined = torch.zeros(slots, dtype=torch.bool)  # on the host: asking costs no wait
-        self._steps: dict[tuple[object, ...], _Step] = {}
+        self._steps: dict[tuple[object, ...], CapturedStep] = {}
 
     @property
     def joined(self) -> list[int]:
@@ -143,8 +144,9 @@ class MimiBatch:
             return step(value, active)
         key = (step.__name__, value.shape)
         if key not in self._steps:
-            self._steps[key] = _Step(step, value, active)
-        return self._steps[key](value, active)
+            nobody = torch.zeros_like(active)  # so that runs before the capture leave the streams as they are
+            self._steps[key] = CapturedStep(step, value, nobody)
+        return self._steps[key](value, active).clone()
 
     def _active(self, active: Tensor | None) -> Tensor:
         if active is None:
@@ -173,29 +175,3 @@ class MimiBatch:
     def _check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
         if tuple(value.shape) != expected:
             raise StreamError(f"expected {name} of shape {expected}, got {tuple(value.shape)}; one frame for every slot")
-
-
-class _Step:
-    """A step captured as a CUDA graph: inputs are copied to fixed places, and outputs appear in a fixed place."""
-
-    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], value: Tensor, active: Tensor) -> None:
-        self.value, self.active = value.clone(), torch.zeros_like(active)
-        with torch.cuda.device_of(value):  # streams and captures belong to the current device, which may be another
-            self._capture(step)
-
-    def _capture(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are chosen and caches filled before capture; no slot is active in it
-            for _ in range(3):
-                step(self.value, self.active)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.output = step(self.value, self.active)
-
-    def __call__(self, value: Tensor, active: Tensor) -> Tensor:
-        self.value.copy_(value)
-        self.active.copy_(active)
-        self.graph.replay()
-        return self.output.clone()
