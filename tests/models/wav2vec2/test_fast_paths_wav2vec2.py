@@ -1,9 +1,14 @@
 """Ways made for speed or for long recordings give what the plain functions give: tiles, folded norms, sums of a whole."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_wav2vec2 import FAMILIES, TINY, assert_close, ragged_batch, random_wav2vec2
 
+from phonograph.errors import AudioError
 from phonograph.models.wav2vec2.features_wav2vec2 import _TILE_STEPS, PatchSums, Wav2Vec2TimeNorm
 from phonograph.nn.packed import reference_path
 
@@ -91,5 +96,25 @@ def test_a_part_is_normed_as_the_recording(reference: bool) -> None:
             return encoder(audio, sums=sums)
 
     whole = features(audio, None)[:, 100:250]
-    assert_close(features(part, encoder.patch_sums(audio)), whole)
+    assert_close(features(part, encoder.recording_sums([audio])), whole)
     assert (features(part, None) - whole).norm() > 0.1 * whole.norm()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(cuts=st.lists(st.integers(0, 700), max_size=6), length=st.integers(10, 700))
+def test_sums_of_a_recording_in_any_parts(cuts: list[int], length: int) -> None:
+    audio = torch.randn(1, length, generator=torch.Generator().manual_seed(length))
+    places = sorted({0, length, *(cut for cut in cuts if cut < length)})
+    found = MODELS["group"].feature_extractor.recording_sums(audio[:, a:b] for a, b in pairwise(places))
+    whole = PatchSums.of(audio, 10, 5)
+    assert found is not None
+    for name in ("count", "total", "squares"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name))
+
+
+def test_sums_of_too_little_and_of_models_without_the_norm() -> None:
+    with pytest.raises(AudioError, match=r"expected at least 10 samples, .* got fewer; pass a longer recording"):
+        MODELS["group"].feature_extractor.recording_sums([torch.zeros(1, 5), torch.zeros(1, 4)])
+    seen = []
+    assert MODELS["layer"].feature_extractor.recording_sums(seen.append(part) or part for part in torch.zeros(3, 1, 5)) is None
+    assert len(seen) == 3

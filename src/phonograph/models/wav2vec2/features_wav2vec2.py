@@ -6,6 +6,7 @@ unless it is told the true lengths.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -221,10 +222,28 @@ class Wav2Vec2FeatureEncoder(nn.Module):
             lengths = conv.out_lengths(lengths)
         return lengths
 
-    def patch_sums(self, samples: Tensor) -> PatchSums:
-        """What the first norm needs to know of samples (B, S), which may be part of a recording."""
+    def recording_sums(self, parts: Iterable[Tensor]) -> PatchSums | None:
+        """What the norm over time needs to know of recordings given in consecutive parts (B, any number of samples).
+
+        Returns:
+            None for a model without such a norm. The parts are worked through in any case.
+
+        Raises:
+            AudioError: fewer samples than the first convolution takes.
+        """
         conv = self._layers[0].conv
-        return PatchSums.of(samples, conv.kernel_size[0], conv.stride[0])
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        sums, held = None, None
+        for part in parts:
+            held = part if held is None else torch.cat([held, part], dim=1)
+            patches = (held.shape[1] - kernel) // stride + 1
+            if patches > 0 and isinstance(self._layers[0].layer_norm, Wav2Vec2TimeNorm):
+                more = PatchSums.of(held, kernel, stride)
+                sums = more if sums is None else sums + more
+            held = held[:, max(patches, 0) * stride :]
+        if sums is None and isinstance(self._layers[0].layer_norm, Wav2Vec2TimeNorm):
+            raise AudioError(f"expected at least {kernel} samples, which give one step, got fewer; pass a longer recording")
+        return sums
 
     @property
     def hop(self) -> int:

@@ -256,8 +256,8 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
             exact_padding: every item gets what it gets alone, also where the ecosystem lets padding in: in the norm over
                 time of feat_extract_norm="group", at the ends of the convolutions of add_adapter, and in the statistics of
                 x-vectors. None: as config.exact_padding says, or no.
-            recording_sums: for parts of recordings, what `feature_extractor.patch_sums` gave for the whole ones, so that the
-                norm over time of feat_extract_norm="group" is theirs.
+            recording_sums: for parts of recordings, what `feature_extractor.recording_sums` gave for the whole ones, so that
+                the norm over time of feat_extract_norm="group" is theirs.
 
         Returns:
             States (B, T, H) and the rest; those of steps after an item's end are arbitrary.
