@@ -295,6 +295,26 @@ def test_when_finished_utterances_leave(values: dict[str, Any], between: int, mo
 
 @given(SEARCHES, st.integers(0, 100))
 @settings(max_examples=40, deadline=None)
+def test_ranking_is_left_out_only_where_it_changes_nothing(values: dict[str, Any], seed: int) -> None:
+    table, options = table_options(values | {"num_beams": 3, "num_return_sequences": 3}, seed)
+    expected = decode(table, options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seq2seq._BeamSearch, "_none_finishes", lambda *_: False)
+        assert_same(decode(table, options), expected)
+
+
+@pytest.mark.parametrize(("values", "ranked"), [({}, 1), ({"suppress_tokens": [5]}, 11)], ids=str)
+def test_ranking_waits_for_an_end(values: dict[str, Any], ranked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the last of eleven steps can end a sequence, and no other token is forbidden, ranking is done once."""
+    calls: list[Tensor] = []
+    finish = seq2seq._BeamSearch._finish
+    monkeypatch.setattr(seq2seq._BeamSearch, "_finish", lambda self, *found: (calls.append(found[0]), finish(self, *found))[1])
+    decode(random_table(2, 20, seed=5), GenerationOptions(num_beams=3, max_length=12, min_length=12, **values))
+    assert len(calls) == ranked
+
+
+@given(SEARCHES, st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
 def test_one_beam_is_greedy(values: dict[str, Any], seed: int) -> None:
     values = {**values, "num_beams": 1, "num_return_sequences": 1, "early_stopping": True, "repetition_penalty": 1.0}
     table, options = table_options(values, seed)
@@ -327,16 +347,17 @@ CONSTRAINED = GenerationOptions(
 )
 
 
+@pytest.mark.parametrize("options", [CONSTRAINED, GenerationOptions(num_beams=3)], ids=["constrained", "free"])
 @pytest.mark.parametrize("search", [seq2seq._BeamSearch, seq2seq._Sampler])
-def test_a_step_waits_for_no_device(search: type[seq2seq._Search]) -> None:
+def test_a_step_waits_for_no_device(search: type[seq2seq._Search], options: GenerationOptions) -> None:
     """Tensors on the meta device have no values: a step that read one would fail."""
     meta = torch.device("meta")
-    followed = search(2, CONSTRAINED, meta)  # type: ignore[call-arg]
-    rows = 2 * CONSTRAINED.rows_per_utterance
-    constraints = seq2seq._constraints(CONSTRAINED, meta)
-    for _ in range(CONSTRAINED.total_length - 1):
+    followed = search(2, options, meta)  # type: ignore[call-arg]
+    rows = 2 * options.rows_per_utterance
+    constraints = seq2seq._constraints(options, meta)
+    for _ in range(options.total_length - 1):
         followed.advance(torch.empty(rows, 20, device=meta), constraints)
-    assert followed.length == CONSTRAINED.total_length
+    assert followed.length == options.total_length
     with pytest.raises(RuntimeError, match="meta"):
         followed.done.tolist()
 

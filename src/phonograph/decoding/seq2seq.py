@@ -188,6 +188,11 @@ class GenerationOptions:
             return _listed(self.forced_eos_token_id)
         return _listed(self.forced_bos_token_id) if length == 1 else []
 
+    def _forbids_words(self) -> bool:
+        """Whether other tokens than end tokens may be forbidden."""
+        words = (self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens, self.no_repeat_ngram_size)
+        return self.do_sample or any(words) or (self.forced_bos_token_id, self.forced_eos_token_id) != (None, None)
+
     def _faults(self) -> list[str]:
         named = {name: (field, getattr(self, name)) for name, field in field_rules(type(self)).items()}
         named["eos_token_id"] = (_TOKENS, self.eos_token_ids)
@@ -518,6 +523,7 @@ class _BeamSearch(_Search):
         self._rows.scores[:, 0] = 0  # all start equal: one is enough
         self._finished = _Sequences.new(utterances, options.num_beams, _NEVER_BEST, options, device)
         self._rank = torch.arange(options.num_beams * max(2, 1 + len(options.eos_token_ids)), device=device)
+        self._may_wait = device.type in _STEPS_BETWEEN_CHECKS
 
     def advance(self, logits: Tensor, constraints: list[_Constraint]) -> Tensor:
         scores = logits.log_softmax(1, torch.float32)
@@ -525,7 +531,8 @@ class _BeamSearch(_Search):
             constrain(scores, self.history)
         score, parent, token = self._candidates(scores)
         ends, last_step = self._ends(token), self.last_step
-        self._finish(score, parent, token, ends)
+        if not self._none_finishes(score, ends):
+            self._finish(score, parent, token, ends)
         parent = self._go_on(score + ends * _NEVER_BEST, parent, token)
         self.length += 1
         self.done = torch.ones_like(self.done) if last_step else self.done | self._decided()
@@ -541,6 +548,12 @@ class _BeamSearch(_Search):
             keys = sums - self._draws.uniform(sums.shape[1]).log().neg().log().to(torch.float32)
         index = keys.topk(min(self._rank.shape[0], sums.shape[1])).indices
         return sums.gather(1, index), index // vocabulary, index % vocabulary
+
+    def _none_finishes(self, score: Tensor, ends: Tensor) -> bool:
+        """Whether it's known that ranking can be left out. What is forbidden may leave nothing else than it ranks."""
+        if not self._may_wait or self._options._forbids_words():
+            return False
+        return not bool(ends.any()) and bool(score.min() > _NEVER_BEST / 2)
 
     def _finish(self, score: Tensor, parent: Tensor, token: Tensor, ends: Tensor) -> None:
         """Rank the candidates that end among the finished hypotheses."""
