@@ -1,16 +1,19 @@
 """Mimi's quantiser: split residual vector quantisation (arXiv:2410.00037, section 3.3; SoundStream, arXiv:2107.03312).
 
 One semantic codebook and a residual stack of acoustic ones quantise the same latents, each in a projected space, and their
-results are added. Training moves the codebooks by exponential averages and lets gradients pass straight through.
+results are added. Training moves the codebooks by exponential averages and lets gradients pass straight through; the search
+goes from codebook to codebook, everything else is done for all of them at once, and nothing waits for the device.
 
 Shapes: B batch, F frames, H hidden size, Q codebooks, K codebook entries, D codebook dimension, N = B x F.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,11 +27,15 @@ __all__ = ["MimiQuantizerOutput", "MimiSplitResidualVectorQuantizer"]
 
 @dataclass
 class MimiQuantizerOutput(ModelOutput):
-    """Codes (B, Q, F), quantised latents (B, F, H), and the mean squared distance of latents from their codewords."""
+    """Codes (B, Q, F), quantised latents (B, F, H), and the mean squared distance of latents from their codewords.
+
+    `semantic` (B, F, H) is what the semantic codebooks alone give, of every item.
+    """
 
     codes: Tensor
     quantized: Tensor
     commitment_loss: Tensor
+    semantic: Tensor
 
 
 class MimiEuclideanCodebook(nn.Module):
@@ -48,7 +55,13 @@ class MimiEuclideanCodebook(nn.Module):
         self.register_buffer("initialized", torch.zeros(1))
         self.register_buffer("cluster_usage", torch.ones(config.codebook_size))
         self.register_buffer("embed_sum", torch.randn(config.codebook_size, config.codebook_dim))
-        self._plain, self._packed = Derived(), Derived()
+        self._plain, self._packed, self._started = Derived(), Derived(), Derived()
+
+    @property
+    def started(self) -> bool:
+        """Whether the centroids have been placed; a device is asked only after that may have changed."""
+        found: bool = self._started.get(lambda: bool(self.initialized.item()), self.initialized)
+        return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> "MimiEuclideanCodebook":
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -81,12 +94,9 @@ class MimiEuclideanCodebook(nn.Module):
         turned_centroids, half_norms = self._centroids(torch.float32)
         return pack_linear(turned_centroids), half_norms
 
-    @torch.no_grad()
     def update(self, x: Tensor, codes: Tensor, decay: float) -> None:
         """Move, in place, each centroid towards the mean of the x (N, D) that `codes` (N,) assign to it."""
-        usage = torch.bincount(codes, minlength=self.cluster_usage.shape[0]).to(x.dtype)
-        self.cluster_usage.lerp_(usage, 1 - decay)
-        self.embed_sum.lerp_(torch.zeros_like(self.embed_sum).index_add_(0, codes, x), 1 - decay)
+        _follow([self], x[None], codes[None], _Motion(x.new_ones(x.shape[0]), decay))
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -107,6 +117,94 @@ class MimiEuclideanCodebook(nn.Module):
 def _nearest(x: Tensor, turned_centroids: Tensor, half_norms: Tensor) -> Tensor:
     """Index (N,) of the centroid c nearest to each x: the least |x - c|^2 / 2 without |x|^2 / 2, which all c share."""
     return linear(x, turned_centroids, half_norms).argmin(-1)
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class _Motion:
+    """How codebooks move: 1.0 for the points (N,) that count and 0.0 for others, and the options of `forward`."""
+
+    counted: Tensor
+    decay: float
+    revive_below: float = 0.0
+
+    def only_finite(self, x: Tensor) -> "_Motion":
+        """The same without the points x (N, D) that aren't finite: one bad step must not spoil the codebooks for ever."""
+        return replace(self, counted=self.counted * x.isfinite().all(-1))
+
+
+@torch.no_grad()
+def _search(books: Sequence[MimiEuclideanCodebook], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x (N, D) -> what each codebook quantises (Q, N, D), its codes (Q, N), and its codewords (Q, N, D)."""
+    sums = torch.stack([book.embed_sum for book in books])
+    usage = torch.stack([book.cluster_usage for book in books])
+    centroids = (sums / usage.clamp_min(MimiEuclideanCodebook.epsilon)[..., None]).to(x.dtype)
+    turned, half_norms = -centroids, 0.5 * centroids.square().sum(-1)
+    points, codes, codewords = [], [], []
+    for place in range(len(books)):
+        points.append(x)
+        codes.append(_nearest(x, turned[place], half_norms[place]))
+        codewords.append(F.embedding(codes[-1], centroids[place]))
+        x = x - codewords[-1]
+    return torch.stack(points), torch.stack(codes), torch.stack(codewords)
+
+
+@torch.no_grad()
+def _start(books: Sequence[MimiEuclideanCodebook], x: Tensor) -> None:
+    """Place the centroids of those codebooks that have none yet, each by what those before leave of x (N, D)."""
+    for book in books:
+        if not book.started:
+            book.initialize(x)
+            if _distributed():
+                for buffer in (book.embed_sum, book.cluster_usage):
+                    torch.distributed.broadcast(buffer, 0)
+        x = x - book.decode(book.encode(x))
+
+
+@torch.no_grad()
+def _follow(books: Sequence[MimiEuclideanCodebook], points: Tensor, codes: Tensor, motion: _Motion) -> None:
+    """Move all codebooks, in place, towards the points (Q, N, D) that codes (Q, N) assign to their entries.
+
+    Processes of one training move their codebooks by the points of all.
+    """
+    old_usage = torch.stack([book.cluster_usage for book in books])
+    old_sums = torch.stack([book.embed_sum for book in books])
+    number, entries, dim = old_sums.shape
+    rows = (codes + entries * torch.arange(number, device=codes.device)[:, None]).flatten()
+    counted = motion.counted.to(old_usage.dtype)
+    points = points.to(old_sums.dtype)
+    usage = torch.zeros_like(old_usage).view(-1).index_add_(0, rows, counted.repeat(number)).view_as(old_usage)
+    members = torch.where(counted[:, None] > 0, points, 0).flatten(0, 1)
+    sums = torch.zeros_like(old_sums).view(-1, dim).index_add_(0, rows, members)
+    if _distributed():
+        torch.distributed.all_reduce(usage)
+        torch.distributed.all_reduce(sums)
+    usage, sums = old_usage.lerp(usage, 1 - motion.decay), old_sums.lerp(sums.view_as(old_sums), 1 - motion.decay)
+    if motion.revive_below > 0:
+        usage, sums = _revive(usage, sums, points, motion)
+    torch._foreach_copy_([book.cluster_usage for book in books], list(usage))
+    torch._foreach_copy_([book.embed_sum for book in books], list(sums))
+
+
+def _revive(usage: Tensor, sums: Tensor, points: Tensor, motion: _Motion) -> tuple[Tensor, Tensor]:
+    """Usage (Q, K) and sums (Q, K, D) in which entries hardly used have become points (Q, N, D) drawn at random."""
+    fair = usage.mean(1, keepdim=True).expand_as(usage)
+    dead = usage < motion.revive_below * fair
+    passed = motion.counted.cumsum(0)
+    drawn = torch.searchsorted(passed, torch.rand_like(usage) * passed[-1], right=True).clamp_max(len(passed) - 1)
+    fresh = points.gather(1, drawn[..., None].expand(-1, -1, points.shape[-1])) * fair[..., None]
+    if _distributed():
+        torch.distributed.broadcast(fresh, 0)  # each process draws by itself, and all must hold the same codebooks
+    return torch.where(dead, fair, usage), torch.where(dead[..., None], fresh, sums)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+# ------------------------------------------------------------------------------------------------------------- quantisers
 
 
 class MimiVectorQuantization(nn.Module):
@@ -146,29 +244,39 @@ class MimiResidualVectorQuantizer(nn.Module):
         quantized = sum(book.decode(index) for book, index in zip(self.codebooks(len(codes)), codes, strict=True))
         return self._project_out(cast(Tensor, quantized))
 
-    def forward(self, latents: Tensor, num_quantizers: int, mask: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Training: quantise with straight-through gradients and update the codebooks from the frames in `mask` (B, F).
+    def forward(
+        self, latents: Tensor, num_quantizers: int, motion: _Motion, counts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Training: quantise with straight-through gradients and move the codebooks by the frames that count.
+
+        Args:
+            counts: (B,) int64, of how many codebooks each item's quantised latents are made; None is all.
 
         Returns:
             codes (Q, B, F), quantised latents (B, F, H), and the mean squared residual after each codebook, averaged.
         """
+        books = self.codebooks(num_quantizers)
         projected = self._project_in(latents)
-        kept = mask.flatten()
-        residual, quantized = projected, torch.zeros_like(projected)
-        codes, losses = [], []
-        for codebook in self.codebooks(num_quantizers):
-            seen = residual.detach()[kept]
-            if not codebook.initialized.item():
-                codebook.initialize(seen)
-            index = codebook.encode(residual.detach())
-            codeword = codebook.decode(index)
-            losses.append(F.mse_loss(residual[kept], codeword[kept]))
-            codebook.update(seen, index[kept], decay)
-            residual, quantized = residual - codeword, quantized + codeword
-            codes.append(index)
-        straight_through = projected + (quantized - projected).detach()
-        out = self._project_out(straight_through.view(*latents.shape[:2], -1))
-        return torch.stack(codes).view(-1, *latents.shape[:2]), out, torch.stack(losses).mean()
+        if not all(book.started for book in books):
+            _start(books, projected.detach()[motion.counted > 0])
+        points, codes, codewords = _search(books, projected.detach())
+        _follow(books, points, codes, motion.only_finite(projected.detach()))
+        sums = codewords.cumsum(0)
+        squares = (projected - sums).square().mean(-1) * motion.counted
+        loss = squares.sum() / (motion.counted.sum().clamp_min(1) * len(books))
+        out = self._project_out(self._straight_through(projected, sums, counts).view(*latents.shape[:2], -1))
+        return codes.view(-1, *latents.shape[:2]), out, loss
+
+    @staticmethod
+    def _straight_through(projected: Tensor, sums: Tensor, counts: Tensor | None) -> Tensor:
+        """The sums (Q, N, D) of codewords up to each item's last codebook, with the gradients of projected (N, D)."""
+        passing = projected - projected.detach()
+        if counts is None:
+            return sums[-1] + passing
+        last, used = (counts - 1).clamp(0, len(sums) - 1), counts > 0
+        by_item = sums.view(len(sums), len(counts), -1, sums.shape[-1])
+        chosen = by_item[last, torch.arange(len(counts), device=counts.device)]
+        return (chosen + passing.view_as(chosen)) * used[:, None, None]
 
     def _project_in(self, latents: Tensor) -> Tensor:
         projected = F.linear(latents, self.input_proj.weight.squeeze(-1)).flatten(0, 1)
@@ -229,17 +337,33 @@ class MimiSplitResidualVectorQuantizer(nn.Module):
         num_quantizers: int | None = None,
         mask: Tensor | None = None,
         decay: float = 0.99,
+        counts: Tensor | None = None,
+        revive_below: float = 0.0,
     ) -> MimiQuantizerOutput:
         """Quantise for training: gradients pass straight through, and the codebooks follow the latents.
 
         As batch normalisation does, this updates buffers in place: each codebook moves by 1 - `decay` towards the latents
-        (B, F, H) of the frames in `mask` (B, F) bool, or all; codebooks that never saw data start by k-means.
+        (B, F, H) of the frames in `mask` (B, F) bool, or all; codebooks that never saw data start by k-means. Under
+        torch.distributed all processes must call it together, and move the same codebooks by the latents of all.
+
+        Args:
+            counts: (B,) int64, of how many codebooks each item is made, from the semantic ones up (quantiser dropout); 0
+                leaves its latents as they are (arXiv:2410.00037, section 3.3.3). All codebooks follow all items
+                nevertheless. None: all codebooks.
+            revive_below: an entry used less than this share of its codebook's average becomes one of the latents, drawn at
+                random, and starts with the average use (arXiv:2107.03312, section III-C). 0 leaves entries alone.
         """
         number = self.num_quantizers if num_quantizers is None else num_quantizers
-        if mask is None:
-            mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
-        codes, quantized, loss = self.semantic_residual_vector_quantizer(latents, self.num_semantic, mask, decay)
-        if number > self.num_semantic:
-            rest = self.acoustic_residual_vector_quantizer(latents, number - self.num_semantic, mask, decay)
-            codes, quantized, loss = torch.cat([codes, rest[0]]), quantized + rest[1], loss + rest[2]
-        return MimiQuantizerOutput(codes.transpose(0, 1), quantized, loss)
+        with torch.autocast(latents.device.type, enabled=False):  # codes are comparisons, as in evaluation
+            latents = latents.to(self.semantic_residual_vector_quantizer.input_proj.weight.dtype)
+            kept = torch.ones(latents.shape[:2], device=latents.device) if mask is None else mask.to(torch.float32)
+            motion = _Motion(kept.flatten(), decay, revive_below)
+            codes, semantic, loss = self.semantic_residual_vector_quantizer(latents, self.num_semantic, motion)
+            quantized = semantic
+            if number > self.num_semantic:
+                others = None if counts is None else (counts - self.num_semantic).clamp_min(0)
+                rest = self.acoustic_residual_vector_quantizer(latents, number - self.num_semantic, motion, others)
+                codes, quantized, loss = torch.cat([codes, rest[0]]), semantic + rest[1], loss + rest[2]
+            if counts is not None:
+                quantized = torch.where((counts > 0)[:, None, None], quantized, latents)
+        return MimiQuantizerOutput(codes.transpose(0, 1), quantized, loss, semantic)

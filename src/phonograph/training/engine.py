@@ -1,0 +1,161 @@
+"""Processes and devices, by Lightning Fabric: one process, or several that torchrun has started, with DDP or FSDP.
+
+    engine = Engine(LoopOptions(...), device="cuda")
+    engine.set_up(task.modules)
+    losses = engine.compute(iterator)  # next(iterator), under autocast and seen by DDP or FSDP
+    engine.backward(losses)
+
+DDP and FSDP act where a module's forward is called. The forward here is `next` on a task's generator of losses, so that
+whatever the task calls in whatever way is covered, and tasks see their own modules only. FSDP shards parameters, gradients,
+moments and averages between steps, and gathers the parameters for each step.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from phonograph.errors import ConfigError, MissingExtraError
+from phonograph.training.recipe import LoopOptions
+from phonograph.training.task import Losses
+
+__all__ = ["Engine", "Phases"]
+
+
+class _NoMorePhasesError(Exception):
+    """DDP expects a backward pass after a forward that returns, but not after one that raises."""
+
+
+class Phases(nn.Module):
+    """The task's modules and the one forward that is called of them."""
+
+    losses: Losses
+
+    def __init__(self, modules: nn.ModuleDict) -> None:
+        super().__init__()
+        self.trained = modules
+
+    def forward(self, iterator: Iterator[Losses]) -> Tensor:
+        losses = next(iterator, None)
+        if losses is None:
+            raise _NoMorePhasesError
+        self.losses = losses
+        return losses.total
+
+
+class Engine:
+    """Where a run is computed.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps"; under torchrun without a number.
+
+    Raises:
+        ConfigError: there is no such device. MissingExtraError: lightning-fabric is not installed.
+    """
+
+    def __init__(self, options: LoopOptions, device: str = "auto") -> None:
+        try:
+            from lightning_fabric import Fabric
+        except ImportError as error:
+            raise MissingExtraError("training", "lightning-fabric", "train") from error
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.sharded = options.distributed == "fsdp" and self.world > 1
+        kind, devices = _devices(device)
+        self.fabric = Fabric(
+            accelerator=kind,
+            devices=devices,
+            num_nodes=max(self.world // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1),
+            strategy=self._strategy(),
+            precision="bf16-mixed" if options.precision == "bfloat16" else "32-true",
+        )
+        self.fabric.launch()
+        self.rank = self.fabric.global_rank
+        self.device = self.fabric.device
+
+    def _strategy(self) -> Any:
+        from lightning_fabric.strategies.ddp import DDPStrategy
+        from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+        if self.world == 1:
+            return "auto"
+        if self.sharded:
+            return ModelParallelStrategy(_shard, data_parallel_size=self.world, tensor_parallel_size=1)
+        # Whether there were parameters without a gradient depends on the step: layers are dropped, parts are frozen.
+        return DDPStrategy(find_unused_parameters=True)
+
+    def set_up(self, modules: nn.ModuleDict) -> None:
+        """Move the modules to the device and wrap them; under FSDP their parameters are other objects from then on."""
+        self._phases = Phases(modules)
+        self._wrapped = self.fabric.setup_module(self._phases)
+
+    def compute(self, iterator: Iterator[Losses]) -> Losses | None:
+        """The next phase's losses, None after the last."""
+        try:
+            total = self._wrapped(iterator)
+        except _NoMorePhasesError:
+            return None
+        # What the wrappers return carries their hooks.
+        return dataclasses.replace(self._phases.losses, total=total)
+
+    def backward(self, losses: Losses) -> None:
+        """Add the gradient of `total * weight`; several processes' gradients become their mean at the last micro-batch."""
+        self.fabric.backward(losses.total * losses.weight)
+
+    def unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
+        """Keep each process's gradients to itself while the block runs."""
+        if not wanted or self.world == 1:
+            return contextlib.nullcontext()
+        return self.fabric.no_backward_sync(self._wrapped)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return cast(Tensor, self.fabric.all_reduce(values, reduce_op="sum")) if self.world > 1 else values
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Whole parameters in the modules, for reading, while the block runs; entered by all processes."""
+        sharded = [
+            (module, name, parameter)
+            for module in self._phases.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if isinstance(parameter, DTensor)
+        ]
+        whole = {parameter: nn.Parameter(parameter.full_tensor(), parameter.requires_grad) for _, _, parameter in sharded}
+        for module, name, parameter in sharded:
+            module.register_parameter(name, whole[parameter])
+        try:
+            yield
+        finally:
+            for module, name, parameter in sharded:
+                module.register_parameter(name, parameter)
+
+    def description(self) -> str:
+        """Number and name of the devices."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{self.world} x {name}"
+
+
+def _shard(module: nn.Module, mesh: Any) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(module, mesh=mesh["data_parallel"])
+    return module
+
+
+def _devices(device: str) -> tuple[str, Any]:
+    kind, _, number = device.partition(":")
+    if "WORLD_SIZE" in os.environ:
+        if number:
+            raise ConfigError(f"expected --device cpu or cuda under torchrun, which numbers them itself, got {device}")
+        return kind, int(os.environ["LOCAL_WORLD_SIZE"])
+    available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(kind, False) or (number and (kind != "cuda" or int(number) >= torch.cuda.device_count())):
+        raise ConfigError(f"expected --device auto, cpu, or a cuda or mps device that is here, got {device}; choose another")
+    return kind, [int(number)] if number else 1
