@@ -27,6 +27,17 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 }
 
 
+@torch.no_grad()
+def test_autocast_takes_the_plain_functions() -> None:
+    """A model in float32 under autocast to bfloat16: activations and weights of two types."""
+    module = random_wav2vec2("Wav2Vec2Model", **FAMILIES["group"])
+    x = torch.randn(1, 640, generator=torch.Generator().manual_seed(0))
+    expected = module(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(x)[0]
+    assert (found.float() - expected).norm() < 0.05 * expected.norm()
+
+
 @pytest.fixture
 def compiled_afresh() -> Iterator[None]:
     torch.compiler.reset()

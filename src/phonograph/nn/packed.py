@@ -115,6 +115,8 @@ def fast_path(x: Tensor, module: nn.Module | None = None) -> bool:
     training = module is not None and module.training
     if x.device.type != "cpu" or training or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
+    if torch.is_autocast_enabled("cpu"):
+        return False  # these kernels take one type for all
     if _reference.get():  # last: a compiled graph can't read it
         return False
     if x.dtype not in _AVAILABLE:

@@ -92,6 +92,10 @@ class PatchSums:
     def __add__(self, other: "PatchSums") -> "PatchSums":
         return PatchSums(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
+    def to(self, device: torch.device) -> "PatchSums":
+        """The same sums on `device`."""
+        return PatchSums(self.count.to(device), self.total.to(device), self.squares.to(device))
+
     def scaled(self, mean: float, deviation: float) -> "PatchSums":
         """Of the same samples, less `mean`, divided by `deviation`."""
         shifted = self.total - self.count[:, None] * mean
@@ -166,7 +170,8 @@ class Wav2Vec2ConvLayer(nn.Module):
         return ACTIVATIONS[self.activation](x)
 
     def convolved(self, samples: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(B, S) -> (B, T', C') by a weight (B, C', K) and a bias (B, C') for each item, which hold the norm too."""
+        """(B, S) -> (B, T', C') by a weight (B, C', K) and a bias (B, C') of each item, or of all, with the norm in them."""
+        weight, bias = weight.expand(len(samples), -1, -1), bias.expand(len(samples), -1)
         patches = samples.unfold(1, weight.shape[2], self.conv.stride[0])
         if not fast_path(samples, self):
             return ACTIVATIONS[self.activation](torch.baddbmm(bias[:, None], patches, weight.transpose(1, 2)))
@@ -186,7 +191,7 @@ class Wav2Vec2FeatureEncoder(nn.Module):
 
         Args:
             lengths: (B,) true samples; norms over time leave out what comes after them.
-            sums: of the recordings that these are parts of; norms over time are those of the recordings.
+            sums: of the recordings that these are parts of, or of the one; norms over time are those of the recordings.
         """
         first = self._layers[0]
         if isinstance(first.layer_norm, Wav2Vec2TimeNorm) and (sums is not None or fast_path(samples, self)):

@@ -81,7 +81,7 @@ def contrastive_loss(
     chosen = torch.cat([true[:, None], negatives.flatten(0, 1)[true]], dim=1)  # (M, 1 + N)
     among = F.normalize(targets.flatten(0, 1).to(wide), dim=-1, eps=1e-8)[chosen]
     asked = F.normalize(predicted.flatten(0, 1)[true].to(wide), dim=-1, eps=1e-8)
-    logits = torch.einsum("md,mnd->mn", asked, among) / temperature
+    logits = (asked[:, None] * among).sum(-1) / temperature  # no product that autocast would narrow
     # Distractors of the very entries that are sought are none. Codes are compared: vectors differ by rounding.
     entries = codes.flatten(0, 1)[chosen]
     same = (entries[:, 1:] == entries[:, :1]).all(-1)

@@ -49,7 +49,8 @@ class Wav2Vec2AMSoftmax(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """(B, D) and (B,) int64 -> the mean cross-entropy ()."""
         labels = labels.flatten()
-        cosines = F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
+        with torch.autocast(x.device.type, enabled=False):  # a margin of cosines needs more than 8 bits
+            cosines = F.normalize(x.to(self.weight.dtype), dim=1) @ F.normalize(self.weight, dim=0)
         margins = self.margin * F.one_hot(labels, cosines.shape[1])
         return F.cross_entropy(self.scale * (cosines - margins), labels)
 
