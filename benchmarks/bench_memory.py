@@ -1,10 +1,12 @@
 """Peak memory: long files beside a short one with the bundled model, and one clip at full size beside transformers.
 
     python benchmarks/bench_memory.py [--hours 3] [--seconds 10] [--threads 2]
+    python benchmarks/bench_memory.py --transcribe FOLDER [--hours 2] [--threads 2]
 
 Each figure is the peak resident size of a fresh process that does one thing, from start to end: imports and weights are in it.
 The long file is the bundled recordings over and over, in a temporary folder (170 MB an hour, twice). The full-size model has
-random weights, one file for all. Prints a table and ends with one JSON line. Peers that are not installed are left out.
+random weights, one file for all. With --transcribe, only what it takes that model to turn a long file into text, and one of two
+minutes. Prints a table and ends with one JSON line. Peers that are not installed are left out.
 """
 
 # Nothing heavy is imported here: on Linux a new process starts with the peak of the one that started it.
@@ -87,6 +89,20 @@ def decode(source: str, target: str) -> None:
     audio.save_stream(target, decode_stream(source))
 
 
+def load_recognizer(model: str) -> None:
+    """What `transcribe` pays whatever the file."""
+    import phonograph.api
+
+    phonograph.api.load_recognizer(model)
+
+
+def transcribe(model: str, source: str) -> None:
+    """A file to text."""
+    import phonograph
+
+    assert phonograph.transcribe(source, model).text
+
+
 def whole_clip(package: str, folder: str, dtype: str, seconds: str) -> None:
     """One clip to codes and back in one pass, at full size."""
     import torch
@@ -105,7 +121,8 @@ def whole_clip(package: str, folder: str, dtype: str, seconds: str) -> None:
 
 
 TASKS: dict[str, Callable[..., None]] = {
-    task.__name__: task for task in (write_speech, write_weights, start, encode, decode, whole_clip)
+    task.__name__: task
+    for task in (write_speech, write_weights, start, encode, decode, load_recognizer, transcribe, whole_clip)
 }
 
 
@@ -144,6 +161,16 @@ def long_files(folder: Path, hours: float, threads: int) -> dict[str, dict[str, 
     return rows
 
 
+def long_texts(folder: Path, model: str, hours: float, threads: int) -> dict[str, dict[str, float]]:
+    """To text, two minutes and `hours` of speech."""
+    rows = {"imports and weights": measured(threads, load_recognizer, model)}
+    for name, seconds in {"2 minutes": 120.0, f"{hours:g} hours": hours * 3600}.items():
+        speech = folder / "speech.wav"
+        measured(threads, write_speech, speech, seconds)
+        rows[f"transcribe {name}"] = measured(threads, transcribe, model, speech)
+    return rows
+
+
 def full_size(folder: Path, seconds: float, threads: int) -> dict[str, dict[str, float]]:
     """Encoding and decoding one clip in one process, by all that are installed."""
     measured(threads, write_weights, folder)
@@ -158,6 +185,7 @@ def full_size(folder: Path, seconds: float, threads: int) -> dict[str, dict[str,
 def ratios(rows: dict[str, dict[str, float]], hours: float) -> dict[str, float]:
     """Long over short, and ours over transformers'."""
     pairs = {f"{way} {hours:g} h / 1 min": (f"{way} {hours:g} hours", f"{way} 1 minute") for way in ("encode", "decode")}
+    pairs[f"transcribe {hours:g} h / 2 min"] = (f"transcribe {hours:g} hours", "transcribe 2 minutes")
     pairs |= {
         f"phonograph / transformers {short}": (f"phonograph {short}", f"transformers {short}") for short in ("fp32", "bf16")
     }
@@ -172,14 +200,18 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--transcribe", metavar="FOLDER", help="a model that transcribes; nothing else is measured then")
     parser.add_argument("--task", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
         run_task(options.task[0], options.task[1:], options.threads)
         return
     with tempfile.TemporaryDirectory() as folder:
-        rows = long_files(Path(folder), options.hours, options.threads)
-        rows |= full_size(Path(folder), options.seconds, options.threads)
+        if options.transcribe:
+            rows = long_texts(Path(folder), options.transcribe, options.hours, options.threads)
+        else:
+            rows = long_files(Path(folder), options.hours, options.threads)
+            rows |= full_size(Path(folder), options.seconds, options.threads)
     print(f"{'':24}{'peak MB':>10}{'seconds':>10}")
     for name, row in rows.items():
         print(f"{name:24}{row['peak_bytes'] / 1e6:10.0f}{row['seconds']:10.1f}")
@@ -187,7 +219,7 @@ def main() -> None:
     for name, ratio in compared.items():
         print(f"{name:34}{ratio:6.2f}")
     report = {
-        "benchmark": "mimi memory",
+        "benchmark": "transcribe memory" if options.transcribe else "mimi memory",
         "hours": options.hours,
         "seconds_of_audio": options.seconds,
         "threads": options.threads,

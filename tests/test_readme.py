@@ -1,4 +1,4 @@
-"""Every code block of README.md is run, each in a folder of its own that holds a speech.wav."""
+"""Every code block of README.md is run, each in a folder of its own with a speech.wav and two models, my-ctc and my-s2t."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from memorised import CTC, S2T
 
 from phonograph import audio
 from phonograph.loading.hub import BUNDLED_SPEECH
@@ -52,6 +53,8 @@ def run(command: list[str], folder: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     clip = audio.load(BUNDLED_SPEECH / "ljspeech_LJ002-0045.flac")
     clip.save(tmp_path / "speech.wav")
+    (tmp_path / "my-ctc").symlink_to(CTC)
+    (tmp_path / "my-s2t").symlink_to(S2T)
     return tmp_path
 
 

@@ -24,7 +24,8 @@ COMMAND = "import sys; from phonograph.cli import main; sys.exit(main())"
 HELP = [
     [],
     ["--help"],
-    *([name, "--help"] for name in ("encode", "decode", "info", "models", "demo", "config", "verify", "bench")),
+    *([name, "--help"] for name in ("encode", "decode", "transcribe", "translate", "align")),
+    *([name, "--help"] for name in ("info", "models", "demo", "config", "verify", "bench")),
 ]
 HELP += [["stream", name, "--help"] for name in ("encode", "decode")]
 HELP += [["config", name, "--help"] for name in ("show", "validate", "diff")]

@@ -3,8 +3,10 @@
 It knows audio, and no model.
 """
 
+import contextlib
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, Union
 
@@ -14,13 +16,26 @@ import torch
 
 from phonograph import audio
 from phonograph.audio import Audio
-from phonograph.errors import ConfigError
+from phonograph.errors import AudioError, ConfigError
 
-__all__ = ["AudioFormat", "Progress", "Speech", "blocks_of", "clip_of", "refuse_unusable"]
+__all__ = [
+    "AudioFormat",
+    "BlocksAgain",
+    "Progress",
+    "Speech",
+    "blocks_of",
+    "clip_of",
+    "groups_by_length",
+    "named",
+    "refuse_unusable",
+    "usable",
+]
 
 Speech: TypeAlias = Union[str, os.PathLike[str], Audio, npt.NDArray[np.float32]]  # noqa: UP007 (a value, on Python 3.10)
 Progress: TypeAlias = Callable[[float], None]
 """Called with the seconds of audio that were worked through since the call before."""
+BlocksAgain: TypeAlias = Callable[[], Iterator[Audio]]
+"""Gives the blocks of a recording, each time from its beginning."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +91,56 @@ def refuse_unusable(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         here = ", ".join(["cpu", *(name for name in ("cuda", "mps") if getattr(torch, name).is_available())])
         raise ConfigError(f"expected a device that works here ({here}), got {device!r}; choose one of these") from error
+
+
+def usable(blocks: Iterator[Audio], shortest_samples: int) -> Iterator[Audio]:
+    """The same mono blocks, refused if there is nothing in them to recognise: whatever else, at their end.
+
+    Raises:
+        AudioError: samples that are not finite, fewer of them than `shortest_samples`, or all of them the same.
+    """
+    levels: set[float] = set()
+    count, rate = 0, 0
+    for block in blocks:
+        lowest, highest = float(block.samples.min()), float(block.samples.max())
+        if not math.isfinite(lowest + highest):
+            raise AudioError("expected finite samples, got NaN or infinite ones; repair this audio or export it again")
+        if len(levels) < 2:
+            levels |= {lowest, highest}
+        count, rate = count + block.num_samples, block.sampling_rate
+        yield block
+    if count < shortest_samples:
+        raise AudioError(
+            f"expected at least {shortest_samples} samples ({shortest_samples / rate * 1000:g} ms) at {rate} Hz, got {count}; "
+            "leave out audio as short as this"
+        )
+    if len(levels) < 2:
+        raise AudioError("expected speech, got digital silence; check the recording, or pass channel=... if it has several")
+
+
+@contextlib.contextmanager
+def named(item: Speech, place: int | None) -> Iterator[None]:
+    """Let an AudioError say which item it is about: a path, or a place in a list, counted from 0; None is no list."""
+    try:
+        yield
+    except AudioError as error:
+        name = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None if place is None else f"item {place}"
+        if name is None or name in str(error):
+            raise
+        raise AudioError(f"{name}: {error}") from error
+
+
+def groups_by_length(lengths: Sequence[float], batch_size: int, most_padding: float) -> list[list[int]]:
+    """Places in a list of lengths, in groups of similar length, shortest first.
+
+    Args:
+        most_padding: share of a group's longest item that its shortest one may lack.
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        fits = groups and len(groups[-1]) < batch_size and lengths[groups[-1][0]] >= (1 - most_padding) * lengths[place]
+        if fits:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups

@@ -16,6 +16,8 @@ from phonograph.cli.console import say_error
 from phonograph.cli.demo import demo
 from phonograph.cli.inspect import info, models
 from phonograph.cli.stream import StreamInterrupted, stream_app
+from phonograph.cli.text import align, transcribe, translate
+from phonograph.cli.train import train
 from phonograph.cli.verify import verify
 from phonograph.errors import PhonographError
 
@@ -26,12 +28,12 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
-    help="Speech to tokens, and tokens back to speech.",
+    help="Speech to tokens and text, and tokens back to speech.",
     no_args_is_help=True,
     rich_markup_mode=None,  # rich takes longer to load than all of this takes to run
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, info, models, demo, verify, bench):
+for command in (encode, decode, transcribe, translate, align, train, info, models, demo, verify, bench):
     app.command()(command)
 app.add_typer(config_app, name="config")
 app.add_typer(stream_app, name="stream")

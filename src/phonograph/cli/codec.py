@@ -9,14 +9,37 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from phonograph.cli.options import AsJson, Batch, Device, Dtype, ModelOfTokens, Output, Overwrite, Quiet, Threads
+from phonograph.cli.options import (
+    AsJson,
+    Batch,
+    Channel,
+    Device,
+    Dtype,
+    ModelOfTokens,
+    Output,
+    Overwrite,
+    Quiet,
+    Speech,
+    Threads,
+)
 from phonograph.cli.paths import AUDIO_SUFFIXES, STANDARD, TOKEN_SUFFIXES, Job, Outputs, find_inputs, plan
-from phonograph.cli.runs import Run, binary_output, known_suffix, make_folder, run_over, seconds_of
+from phonograph.cli.runs import (
+    Run,
+    binary_output,
+    check_stdout,
+    groups_of_short,
+    known_suffix,
+    run_over,
+    seconds_of,
+    use_threads,
+)
 from phonograph.errors import ConfigError
+from phonograph.files import make_folder
 
 if TYPE_CHECKING:
     from phonograph.audio import Audio
@@ -26,17 +49,13 @@ if TYPE_CHECKING:
 
 __all__ = ["decode", "encode", "load_codec"]
 
-_LONGEST_IN_BATCH_SECONDS = 30.0
 _BITRATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(k?)(?:bps|bit/s|b/s)?", re.IGNORECASE)
 
 
 def load_codec(model: str, device: str, dtype: str, threads: int | None) -> "MimiModel":
-    import torch
-
     from phonograph import api
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     return api.load_codec(model, device=device, dtype=dtype)
 
 
@@ -49,9 +68,7 @@ def _done(run: Run, job: Job, tokens: "SpeechTokens", seconds: float, elapsed: f
 
 
 def encode(
-    speech: Annotated[
-        list[str], typer.Argument(metavar="SPEECH", help="Audio files, folders, patterns such as 'a/**/*.wav', - for stdin.")
-    ],
+    speech: Speech,
     out: Output = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled name, folder or hub id (owner/name) of a codec.")
@@ -65,9 +82,7 @@ def encode(
     file_format: Annotated[
         str, typer.Option("--format", help="Of files in a folder: mimi, npz or safetensors. A file's name picks its own.")
     ] = "mimi",
-    channel: Annotated[
-        int | None, typer.Option("--channel", help="Take this channel, from 0; needed for files of more than two.")
-    ] = None,
+    channel: Channel = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     batch_size: Batch = 1,
@@ -84,10 +99,11 @@ def encode(
     """
     inputs, refused = find_inputs(speech, AUDIO_SUFFIXES)
     jobs = plan(inputs, out, Outputs(TOKEN_SUFFIXES, known_suffix(file_format, TOKEN_SUFFIXES), overwrite))
+    check_stdout(jobs, as_json)
     with run_over(jobs, refused, quiet, as_json) as run:
         codec = load_codec(model, device, dtype, threads)
         options = _Encoding(codec, _wanted_codebooks(codec.config, codebooks, bitrate), channel)
-        for group in _groups(jobs, batch_size, run):
+        for group in groups_of_short(jobs, batch_size):
             if len(group) == 1:
                 _encode_one(group[0], options, run)
             else:
@@ -120,19 +136,6 @@ def _bits_per_second(text: str) -> float:
     if match is None:
         raise ConfigError(f"expected a bitrate in bit/s such as 1100 or 1.1k, got {text!r}; write it like one of these")
     return float(match[1]) * (1000 if match[2] else 1)
-
-
-def _groups(jobs: Sequence[Job], batch_size: int, run: Run) -> Iterator[list[Job]]:
-    """Short files of similar length together; long ones alone, as those are streamed in bounded memory."""
-    if batch_size == 1:
-        yield from ([job] for job in jobs)
-        return
-    lengths = {job: None if job.source == STANDARD else seconds_of(job.source) for job in jobs}
-    short = [job for job, length in lengths.items() if length is not None and length <= _LONGEST_IN_BATCH_SECONDS]
-    short.sort(key=lambda job: lengths[job] or 0.0)
-    yield from ([job] for job in jobs if job not in set(short))
-    for start in range(0, len(short), batch_size):
-        yield short[start : start + batch_size]
 
 
 def _encode_one(job: Job, options: _Encoding, run: Run) -> None:
@@ -199,7 +202,7 @@ def _save_tokens(tokens: "SpeechTokens", job: Job) -> None:
         with binary_output() as file:
             tokens.save(file)
     else:
-        make_folder(job.output)
+        make_folder(Path(job.output).parent)
         tokens.save(job.output)
 
 
@@ -244,6 +247,7 @@ def decode(
         raise ConfigError(f"expected --on-damage raise or prefix, got {on_damage!r}; choose one")
     inputs, refused = find_inputs(tokens, TOKEN_SUFFIXES)
     jobs = plan(inputs, out, Outputs(suffixes, known_suffix(file_format, suffixes), overwrite))
+    check_stdout(jobs, as_json)
     with run_over(jobs, refused, quiet, as_json) as run:
         load = _CodecOf(model, device, dtype, threads)
         options = _Decoding(codebooks, start, end, file_format.lower(), cast('Literal["raise", "prefix"]', on_damage))
@@ -324,5 +328,5 @@ def _save_speech(speech: "Iterable[Audio]", job: Job, options: _Decoding) -> Non
         with binary_output() as file:
             audio.save_stream(file, speech, format=options.file_format)
     else:
-        make_folder(job.output)
+        make_folder(Path(job.output).parent)
         audio.save_stream(job.output, speech)

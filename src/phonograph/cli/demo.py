@@ -15,7 +15,7 @@ import typer
 from phonograph.cli.console import Progress, print_json, print_lines, print_table, progress, say
 from phonograph.cli.options import AsJson, Device, Dtype, Quiet, Threads
 from phonograph.errors import ConfigError, MissingExtraError
-from phonograph.files import output_error
+from phonograph.files import make_folder
 
 if TYPE_CHECKING:
     from phonograph.audio import Audio
@@ -73,7 +73,7 @@ def demo(
     from phonograph.loading.hub import BUNDLED_SPEECH
 
     folder = Path(out)
-    _make(folder)
+    make_folder(folder)
     missing = [name for name in ("pystoi", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         say(str(MissingExtraError("a part of the demo", " and ".join(missing), "demo")))
@@ -91,13 +91,6 @@ def demo(
         print_json({"model": model, "output": out, "trials": [_as_json(trial) for trial in trials]})
     else:
         _print(trials, folder)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(folder, error) from error
 
 
 def _warm_up(codec: "MimiModel", path: Path) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import typer
@@ -15,9 +14,19 @@ import typer
 from phonograph.cli.console import Progress, error_line, print_json, progress, standard_output
 from phonograph.cli.paths import STANDARD, Job
 from phonograph.errors import ConfigError, OutputError, PhonographError
-from phonograph.files import output_error
 
-__all__ = ["Run", "binary_output", "known_suffix", "make_folder", "run_over", "seconds_of"]
+__all__ = [
+    "Run",
+    "binary_output",
+    "check_stdout",
+    "groups_of_short",
+    "known_suffix",
+    "run_over",
+    "seconds_of",
+    "use_threads",
+]
+
+_LONGEST_IN_BATCH_SECONDS = 30.0
 
 
 @dataclass
@@ -81,14 +90,22 @@ class Run:
 @contextlib.contextmanager
 def run_over(jobs: Sequence[Job], refused: Sequence[PhonographError], quiet: bool, as_json: bool) -> Iterator[Run]:
     """A run over these jobs, which begins with the refusals there are already and ends with its report."""
-    if as_json and any(job.output == STANDARD for job in jobs):
-        raise ConfigError("expected stdout for the result or for --json, got both; pass -o FILE")
     with progress(quiet, len(jobs)) as bars:
         run = Run(bars, len(jobs) + len(refused) > 1, quiet, as_json)
         for error in refused:
             run.refuse(None, error)
         yield run
     run.finish(jobs)
+
+
+def check_stdout(jobs: Sequence[Job], as_json: bool) -> None:
+    """Refuse a result and a report that would both go to stdout.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if as_json and any(job.output == STANDARD for job in jobs):
+        raise ConfigError("expected stdout for the result or for --json, got both; pass -o FILE")
 
 
 def seconds_of(path: str) -> float | None:
@@ -99,6 +116,27 @@ def seconds_of(path: str) -> float | None:
     with contextlib.suppress(PhonographError):
         return audio.info(path).duration_seconds
     return None
+
+
+def groups_of_short(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
+    """Short files of similar length together; long ones alone, as those are streamed in bounded memory."""
+    if batch_size == 1:
+        yield from ([job] for job in jobs)
+        return
+    lengths = {job: None if job.source == STANDARD else seconds_of(job.source) for job in jobs}
+    short = [job for job, length in lengths.items() if length is not None and length <= _LONGEST_IN_BATCH_SECONDS]
+    short.sort(key=lambda job: lengths[job] or 0.0)
+    yield from ([job] for job in jobs if job not in set(short))
+    for start in range(0, len(short), batch_size):
+        yield short[start : start + batch_size]
+
+
+def use_threads(threads: int | None) -> None:
+    """What --threads asks for; None leaves PyTorch's choice."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def known_suffix(file_format: str, suffixes: Sequence[str]) -> str:
@@ -112,19 +150,6 @@ def known_suffix(file_format: str, suffixes: Sequence[str]) -> str:
         names = ", ".join(name[1:] for name in suffixes)
         raise ConfigError(f"expected --format to be one of {names}, got {file_format!r}; choose one of these")
     return suffix
-
-
-def make_folder(path: str) -> None:
-    """Make the folder that a file is to be written to.
-
-    Raises:
-        OutputError: it can't be made.
-    """
-    folder = Path(path).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(folder, error) from error
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ Input goes through a session as it comes; each frame's result is written and flu
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 
 import typer
@@ -33,8 +33,8 @@ from phonograph.cli.live import (
 )
 from phonograph.cli.options import Device, Dtype, ModelOfTokens, Overwrite, Threads
 from phonograph.cli.paths import STANDARD, Input, Outputs, plan
-from phonograph.cli.runs import make_folder
 from phonograph.errors import ConfigError
+from phonograph.files import make_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,7 +131,7 @@ def _token_sink(out: str | None, output_format: str, overwrite: bool, header: "T
 
     if out is not None:
         plan([Input(STANDARD, PurePath())], out, Outputs((".mimi",), ".mimi", overwrite))
-        make_folder(out)
+        make_folder(Path(out).parent)
         with TokenWriter(out, header, overwrite=overwrite) as writer:
             yield GrowingFile(writer)
         return
