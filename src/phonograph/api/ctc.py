@@ -59,7 +59,7 @@ class Levels:
             samples = block.samples[0].astype(np.float64)
             self._count += len(samples)
             self._total += float(samples.sum())
-            self._squares += float(samples @ samples)
+            self._squares += float(np.square(samples).sum())  # a product would wake the threads of another BLAS
             yield torch.from_numpy(block.samples)
 
     @property
