@@ -8,7 +8,6 @@ installed. Also: how much of the ids equal those of our float32 model.
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import platform
@@ -16,13 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from phonograph import Speech2TextConfig, Speech2TextForConditionalGeneration
-from phonograph.benchmarks import DTYPES, installed, medians
+from phonograph.benchmarks import DTYPES, installed, medians, transformers_model
 from phonograph.cli.console import print_table
 
 FRAMES_PER_SECOND = 100
@@ -51,10 +50,7 @@ def ours(folder: Path, dtype: torch.dtype) -> Contestant:
 
 def theirs(folder: Path, dtype: torch.dtype) -> Contestant:
     """transformers, in PyTorch."""
-    transformers = importlib.import_module("transformers")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    model: Any = transformers.Speech2TextForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+    model = transformers_model(folder, dtype, "Speech2TextForConditionalGeneration")
     return lambda features, **settings: model.generate(features.to(dtype), **settings)
 
 

@@ -32,7 +32,7 @@ from phonograph import (
 )
 from phonograph.api.ctc import CTCRecognizer
 from phonograph.api.inputs import groups_by_length
-from phonograph.benchmarks import DTYPES, installed, medians
+from phonograph.benchmarks import DTYPES, installed, medians, transformers_model
 from phonograph.cli.console import print_table
 
 RATE = 16000
@@ -88,18 +88,14 @@ def pipeline(folder: Path, run: Callable[[Any], Any]) -> Contestant:
 
 def theirs(folder: Path, dtype: torch.dtype) -> Contestant:
     """transformers, in PyTorch."""
-    transformers = importlib.import_module("transformers")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    model = transformers.Wav2Vec2ForCTC.from_pretrained(folder, dtype=dtype).eval()
+    model = transformers_model(folder, dtype, "Wav2Vec2ForCTC")
     return pipeline(folder, lambda values: model(values.to(dtype)).logits)
 
 
 def onnx_runtime(folder: Path, threads: int) -> Contestant:
     """The model of transformers exported in float32, in ONNX Runtime."""
     onnxruntime = importlib.import_module("onnxruntime")
-    transformers = importlib.import_module("transformers")
-    model = transformers.Wav2Vec2ForCTC.from_pretrained(folder, attn_implementation="eager").eval()
+    model = transformers_model(folder, torch.float32, "Wav2Vec2ForCTC", attn_implementation="eager")
     path = folder / "model.onnx"
     names = {"input_names": ["values"], "output_names": ["logits"], "dynamic_axes": {"values": {0: "batch", 1: "time"}}}
     torch.onnx.export(model, (torch.randn(1, RATE),), str(path), dynamo=False, **names)

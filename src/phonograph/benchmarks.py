@@ -282,12 +282,12 @@ def _transformers(folder: Path, short: str, dtype: torch.dtype) -> Codec:
     )
 
 
-def transformers_model(folder: Path, dtype: torch.dtype) -> Any:
+def transformers_model(folder: Path, dtype: torch.dtype, name: str = "MimiModel", **options: Any) -> Any:
     """Their model with the weights that `save_pretrained` left in `folder`."""
     transformers = importlib.import_module("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return transformers.MimiModel.from_pretrained(folder, dtype=dtype).eval()
+    return getattr(transformers, name).from_pretrained(folder, dtype=dtype, **options).eval()
 
 
 def moshi_state(model: MimiModel) -> dict[str, Tensor]:

@@ -41,7 +41,17 @@ from typing import (
 from phonograph.errors import ConfigError
 from phonograph.files import atomic_write, make_folder
 
-__all__ = ["ACTIVATIONS", "DTYPES", "Field", "PreTrainedConfig", "PretrainedConfig", "Relation", "Rule", "field_rules"]
+__all__ = [
+    "ACTIVATIONS",
+    "DTYPES",
+    "CheckedOptions",
+    "Field",
+    "PreTrainedConfig",
+    "PretrainedConfig",
+    "Relation",
+    "Rule",
+    "field_rules",
+]
 
 CONFIG_NAME = "config.json"
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
@@ -214,6 +224,31 @@ def _is_a(value: Any, kind: Any) -> bool:
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+class CheckedOptions:
+    """Base of dataclasses that refuse values which break a field's rule, or a relation between fields.
+
+        @dataclass(frozen=True)
+        class BatchOptions(CheckedOptions):
+            batch_seconds: Annotated[float, Rule("seconds of a batch", above=0)] = 240.0
+
+    Raises:
+        ConfigError: the message holds every fault.
+    """
+
+    def __post_init__(self) -> None:
+        if faults := self._faults() or self._relation_faults():
+            raise ConfigError(f"{type(self).__name__}: " + "; ".join(faults))
+
+    def _faults(self) -> list[str]:
+        """What is wrong with each field by itself."""
+        checked = (field.fault(name, getattr(self, name)) for name, field in field_rules(type(self)).items())
+        return [fault for fault in checked if fault is not None]
+
+    def _relation_faults(self) -> list[str]:
+        """What is wrong between fields that each are allowed by themselves."""
+        return []
 
 
 class PreTrainedConfig:

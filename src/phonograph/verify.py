@@ -22,6 +22,7 @@ from torch import Tensor
 
 from phonograph.errors import AudioError
 from phonograph.models.mimi.modeling_mimi import MimiModel
+from phonograph.nn.masks import inside
 from phonograph.nn.packed import reference_path
 from phonograph.streaming import MimiDecoderSession, MimiEncoderSession
 
@@ -196,7 +197,7 @@ def _encode_together(model: MimiModel, number: int) -> Way:
     def encode(clips: Clips) -> list[Tensor]:
         lengths = torch.tensor([clip.shape[-1] for clip in clips])
         padded = _padded(clips).to(model.dtype)
-        mask = torch.arange(padded.shape[-1]) < lengths[:, None]
+        mask = inside(lengths, padded.shape[-1])
         codes = _codes(model, padded, mask.to(model.device), number)
         return [item[:, :frames] for item, frames in zip(codes, model.get_encoded_length(lengths).tolist(), strict=True)]
 

@@ -19,6 +19,7 @@ from phonograph.audio import Audio
 from phonograph.errors import ConfigError, TokenFileError
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.models.mimi.modeling_mimi import MimiEncoderOutput, MimiModel
+from phonograph.nn.masks import inside
 from phonograph.streaming import MimiDecoderSession, MimiEncoderSession
 from phonograph.tokens import SpeechTokens, TokenFileHeader
 
@@ -264,7 +265,7 @@ def _encode_batch(codec: MimiModel, clips: Sequence[Audio], num_quantizers: int 
     padded = torch.zeros(len(clips), codec.config.audio_channels, max(lengths), dtype=codec.dtype)
     for row, clip in zip(padded, clips, strict=True):
         row[:, : clip.num_samples] = torch.from_numpy(clip.samples)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    mask = inside(torch.tensor(lengths), max(lengths))
     output = codec.encode(padded.to(codec.device), mask.to(codec.device), num_quantizers, return_dict=True)
     codes = cast(Tensor, cast(MimiEncoderOutput, output).audio_codes)
     frames = codec.get_encoded_length(torch.tensor(lengths)).tolist()

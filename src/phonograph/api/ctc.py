@@ -23,6 +23,7 @@ from phonograph.errors import ConfigError, PhonographError
 from phonograph.models.wav2vec2.features_wav2vec2 import PatchSums
 from phonograph.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForCTC
 from phonograph.models.wav2vec2.processing_wav2vec2 import Wav2Vec2Processor
+from phonograph.nn.masks import inside
 
 __all__ = ["CTCRecognizer", "Levels", "Scaling"]
 
@@ -201,7 +202,7 @@ class CTCRecognizer:
         padded = torch.zeros(len(clips), int(lengths.max()))
         for row, clip in zip(padded, clips, strict=True):
             row[: len(clip)] = torch.from_numpy(clip)
-        mask = torch.arange(padded.shape[1]) < lengths[:, None]
+        mask = inside(lengths, padded.shape[1])
         device = self.model.device
         output = self.model(
             padded.to(device, self.model.dtype),

@@ -15,7 +15,8 @@ from phonograph.cli.config import config_app
 from phonograph.cli.console import say_error
 from phonograph.cli.demo import demo
 from phonograph.cli.inspect import info, models
-from phonograph.cli.stream import StreamInterrupted, stream_app
+from phonograph.cli.runs import Ended
+from phonograph.cli.stream import stream_app
 from phonograph.cli.text import align, transcribe, translate
 from phonograph.cli.train import train
 from phonograph.cli.verify import verify
@@ -79,7 +80,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return EXIT_REFUSED
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if code in (EXIT_INTERRUPTED, EXIT_TERMINATED) and not isinstance(end, StreamInterrupted):
+        if code in (EXIT_INTERRUPTED, EXIT_TERMINATED) and not isinstance(end, Ended):
             say_error("interrupted; files that were not finished have been removed, run it again for the rest")
         return code
     return 0

@@ -16,6 +16,7 @@ from phonograph.cli.paths import STANDARD, Job
 from phonograph.errors import ConfigError, OutputError, PhonographError
 
 __all__ = [
+    "Ended",
     "Run",
     "binary_output",
     "check_stdout",
@@ -27,6 +28,10 @@ __all__ = [
 ]
 
 _LONGEST_IN_BATCH_SECONDS = 30.0
+
+
+class Ended(SystemExit):
+    """^C or `kill`: all that had come was worked through, and nothing was lost."""
 
 
 @dataclass

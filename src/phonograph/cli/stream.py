@@ -33,6 +33,7 @@ from phonograph.cli.live import (
 )
 from phonograph.cli.options import Device, Dtype, ModelOfTokens, Overwrite, Threads
 from phonograph.cli.paths import STANDARD, Input, Outputs, plan
+from phonograph.cli.runs import Ended
 from phonograph.errors import ConfigError
 from phonograph.files import make_folder
 
@@ -46,17 +47,13 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", "MimiEncoderSession", "MimiDecoderSession")
 
-__all__ = ["StreamInterrupted", "stream_app"]
+__all__ = ["stream_app"]
 
 stream_app = typer.Typer(help="The codec live: raw PCM to tokens and back, as they come.", no_args_is_help=True)
 
 _Report = Annotated[bool, typer.Option("--json", help="The report at the end as one line of JSON, on stderr.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No report at the end.")]
 _Pcm = Annotated[str, typer.Option("--format", help="Of the samples: s16le or f32le.")]
-
-
-class StreamInterrupted(SystemExit):
-    """^C or `kill`: all that had come was worked through, and nothing was lost."""
 
 
 @stream_app.command()
@@ -274,4 +271,4 @@ def _watching(source: LiveInput) -> Iterator[None]:
 def _end(command: str, source: LiveInput, latency: Latency, as_json: bool, quiet: bool) -> None:
     latency.say(command, as_json, quiet)
     if source.signal is not None:
-        raise StreamInterrupted(128 + source.signal)
+        raise Ended(128 + source.signal)

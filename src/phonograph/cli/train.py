@@ -13,8 +13,7 @@ import typer
 
 from phonograph.cli.console import print_json, print_lines, print_table, say
 from phonograph.cli.options import AsJson, Quiet, Threads
-from phonograph.cli.runs import use_threads
-from phonograph.cli.stream import StreamInterrupted
+from phonograph.cli.runs import Ended, use_threads
 from phonograph.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def train(
         if os.environ.get("RANK", "0") == "0":
             _tell(outcome, folder, as_json, quiet, kept=out is not None or not dry_run)
     if outcome.signal is not None:
-        raise StreamInterrupted(128 + outcome.signal)
+        raise Ended(128 + outcome.signal)
 
 
 def _change(text: str) -> tuple[str, Any]:

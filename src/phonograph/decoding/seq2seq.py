@@ -41,7 +41,7 @@ from typing import Annotated, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from phonograph.configuration import Field, Rule, field_rules
+from phonograph.configuration import CheckedOptions, Field, Rule
 from phonograph.errors import ConfigError
 
 __all__ = ["Generated", "GenerationOptions", "Hypothesis", "OnTokens", "StepModel", "generate"]
@@ -108,7 +108,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
+class GenerationOptions(CheckedOptions):
     """How to decode; names, meanings and defaults are those of transformers' generation_config.json.
 
     What a file leaves out has the default here: 20 new tokens, top_k 50. Lengths count the start token. `seed` is ours alone:
@@ -141,10 +141,6 @@ class GenerationOptions:
     decoder_start_token_id: Annotated[int, _TOKEN] = 2
     eos_token_id: int | list[int] | None = 2
     pad_token_id: Annotated[int, _TOKEN] = 1
-
-    def __post_init__(self) -> None:
-        if faults := self._faults() or self._relation_faults():
-            raise ConfigError("GenerationOptions: " + "; ".join(faults))
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "GenerationOptions":
@@ -194,12 +190,10 @@ class GenerationOptions:
         return self.do_sample or any(words) or (self.forced_bos_token_id, self.forced_eos_token_id) != (None, None)
 
     def _faults(self) -> list[str]:
-        named = {name: (field, getattr(self, name)) for name, field in field_rules(type(self)).items()}
-        named["eos_token_id"] = (_TOKENS, self.eos_token_ids)
-        named["forced_eos_token_id"] = (_TOKENS, _listed(self.forced_eos_token_id))
         words = self.bad_words_ids or []
-        named |= {f"bad_words_ids[{place}]": (_TOKENS, word) for place, word in enumerate(words)}
-        faults = [fault for name, (field, value) in named.items() if (fault := field.fault(name, value))]
+        listed = {"eos_token_id": self.eos_token_ids, "forced_eos_token_id": _listed(self.forced_eos_token_id)}
+        listed |= {f"bad_words_ids[{place}]": word for place, word in enumerate(words)}
+        faults = super()._faults() + [fault for name, value in listed.items() if (fault := _TOKENS.fault(name, value))]
         faults += [f"bad_words_ids[{place}] must hold a token" for place, word in enumerate(words) if word == []]
         if self.early_stopping not in (True, False, "never"):
             faults.append(f"early_stopping={self.early_stopping!r} must be true, false or 'never'")

@@ -31,7 +31,7 @@ from phonograph.configuration import DTYPES, PreTrainedConfig
 from phonograph.errors import ConfigError
 from phonograph.loading import hub, weights
 
-__all__ = ["ModelOutput", "PreTrainedModel", "beside"]
+__all__ = ["ModelOutput", "PreTrainedModel", "as_asked", "beside"]
 
 M = TypeVar("M", bound="PreTrainedModel")
 Output = TypeVar("Output", bound="ModelOutput")
@@ -68,6 +68,12 @@ class ModelOutput:
 
     def __contains__(self, name: object) -> bool:
         return name in self.keys()
+
+
+def as_asked(output: Output, return_dict: bool | None, config: PreTrainedConfig) -> Output | tuple[Any, ...]:
+    """The output, or the tuple of it; None is as config.return_dict says."""
+    as_dict = config.return_dict if return_dict is None else return_dict
+    return output if as_dict else output.to_tuple()
 
 
 class PreTrainedModel(nn.Module):
@@ -195,8 +201,7 @@ class PreTrainedModel(nn.Module):
         weights.save_tensors(Path(folder) / hub.WEIGHTS_NAME, kept)
 
     def _output(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return as_asked(output, return_dict, self.config)
 
     # Parts: the base model, the head, tied weights
 

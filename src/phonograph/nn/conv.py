@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from phonograph.errors import ConfigError, StreamError
 from phonograph.nn.activations import ACTIVATIONS
+from phonograph.nn.masks import inside
 from phonograph.nn.packed import (
     Convolution,
     Derived,
@@ -101,13 +102,12 @@ class Conv1d(nn.Conv1d):
 
 def _mask_after(x: Tensor, lengths: Tensor, pad_mode: str) -> Tensor:
     """Replace what lies after each item's own end by what padding the item alone would put there."""
-    position = torch.arange(x.shape[1], device=x.device)
-    inside = (position < lengths[:, None])[..., None]
+    kept = inside(lengths, x.shape[1])[..., None]
     if pad_mode == "constant":
-        return x.masked_fill(~inside, 0)
+        return x.masked_fill(~kept, 0)
     if pad_mode == "replicate":
         last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, x.shape[2])
-        return torch.where(inside, x, x.gather(1, last).masked_fill((lengths == 0)[:, None, None], 0))
+        return torch.where(kept, x, x.gather(1, last).masked_fill((lengths == 0)[:, None, None], 0))
     raise ConfigError(
         f"expected pad_mode 'constant' or 'replicate' for a padded batch, got {pad_mode!r}; encode the items one by one"
     )

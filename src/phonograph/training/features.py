@@ -13,7 +13,7 @@ from torch import Tensor
 
 from phonograph.audio.fbank import fbank, utterance_cmvn
 from phonograph.models.wav2vec2.feature_extraction_wav2vec2 import Wav2Vec2FeatureExtractor
-from phonograph.models.wav2vec2.features_wav2vec2 import inside
+from phonograph.nn.masks import inside
 
 __all__ = ["full_precision", "normalized_waveforms", "speech_to_text_features", "wav2vec2_inputs"]
 

@@ -44,6 +44,7 @@ from phonograph.nn.conv import (
     ceil_div,
 )
 from phonograph.nn.linear import Linear, linear_together
+from phonograph.nn.masks import inside
 from phonograph.nn.packed import Derived
 from phonograph.nn.positions import apply_rotary, inverse_frequencies, rotary_angles
 from phonograph.nn.state import State
@@ -590,6 +591,6 @@ def _lengths(padding_mask: Tensor, audio: Tensor) -> Tensor | None:
             "pass the one that MimiFeatureExtractor returns"
         )
     lengths = mask.sum(-1)
-    if not torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]):
+    if not torch.equal(mask, inside(lengths, mask.shape[1])):
         raise AudioError("expected a padding_mask of ones, then zeros, got padding elsewhere; pad on the right")
     return None if bool(mask.all()) else lengths

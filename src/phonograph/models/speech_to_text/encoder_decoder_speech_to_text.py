@@ -15,21 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phonograph.errors import AudioError, ConfigError
+from phonograph.models.base import as_asked
 from phonograph.models.speech_to_text.configuration_speech_to_text import Speech2TextConfig
 from phonograph.models.speech_to_text.outputs_speech_to_text import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
     Tensors,
-    as_asked,
 )
 from phonograph.models.speech_to_text.positions_speech_to_text import Speech2TextSinusoidalPositionalEmbedding
 from phonograph.models.speech_to_text.stepping_speech_to_text import Speech2TextDecoderState, new_cache, new_writers
 from phonograph.nn.attention import attention_function, attention_with_weights, full_attention, windowed_attention
 from phonograph.nn.conv import channels_last_
 from phonograph.nn.linear import Linear
+from phonograph.nn.masks import inside
 from phonograph.nn.packed import Derived, fast_path, packed_conv
 
-__all__ = ["Conv1dSubsampler", "Speech2TextAttention", "Speech2TextDecoder", "Speech2TextEncoder", "inside", "subsampled"]
+__all__ = ["Conv1dSubsampler", "Speech2TextAttention", "Speech2TextDecoder", "Speech2TextEncoder", "subsampled"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -82,11 +83,6 @@ def subsampled(lengths: Lengths, config: Speech2TextConfig) -> Lengths:
     for _ in range(config.num_conv_layers):
         lengths = _halved(lengths)
     return lengths
-
-
-def inside(lengths: Tensor, size: int) -> Tensor:
-    """(B,) -> (B, size) bool, true before each item's end."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 # ------------------------------------------------------------------------------------------------------- attention and layers

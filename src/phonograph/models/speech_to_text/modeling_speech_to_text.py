@@ -30,7 +30,6 @@ from phonograph.models.speech_to_text.encoder_decoder_speech_to_text import (
     Conv1dSubsampler,
     Speech2TextDecoder,
     Speech2TextEncoder,
-    inside,
     subsampled,
 )
 from phonograph.models.speech_to_text.generation_speech_to_text import GenerationConfig
@@ -39,7 +38,6 @@ from phonograph.models.speech_to_text.outputs_speech_to_text import (
     BaseModelOutputWithPastAndCrossAttentions,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
-    as_asked,
 )
 from phonograph.models.speech_to_text.positions_speech_to_text import Speech2TextSinusoidalPositionalEmbedding
 from phonograph.models.speech_to_text.stepping_speech_to_text import (
@@ -49,6 +47,7 @@ from phonograph.models.speech_to_text.stepping_speech_to_text import (
 )
 from phonograph.nn.attention import attention_function
 from phonograph.nn.linear import Linear
+from phonograph.nn.masks import inside
 from phonograph.nn.packed import Derived, fast_path
 
 __all__ = [
@@ -180,7 +179,7 @@ class Speech2TextModel(Speech2TextPreTrainedModel):
             encoder_hidden_states=getattr(encoded, "hidden_states", None),
             encoder_attentions=getattr(encoded, "attentions", None),
         )
-        return as_asked(output, return_dict, self.config)
+        return self._output(output, return_dict)
 
     def encode(
         self,
@@ -296,7 +295,7 @@ class Speech2TextForConditionalGeneration(Speech2TextPreTrainedModel):
                 logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED_LABEL, label_smoothing=label_smoothing
             )
         rest = {name: value for name, value in out.items() if name != "last_hidden_state"}
-        return as_asked(Seq2SeqLMOutput(loss, logits, **rest), return_dict, self.config)
+        return self._output(Seq2SeqLMOutput(loss, logits, **rest), return_dict)
 
     # Public: text from features
 

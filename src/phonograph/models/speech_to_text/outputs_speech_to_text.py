@@ -4,12 +4,10 @@ Shapes: B batch, S encoder steps, T target tokens, d width, H heads, V vocabular
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from torch import Tensor
 
 from phonograph.models.base import ModelOutput
-from phonograph.models.speech_to_text.configuration_speech_to_text import Speech2TextConfig
 from phonograph.models.speech_to_text.stepping_speech_to_text import Speech2TextDecoderState
 
 __all__ = [
@@ -17,17 +15,9 @@ __all__ = [
     "BaseModelOutputWithPastAndCrossAttentions",
     "Seq2SeqLMOutput",
     "Seq2SeqModelOutput",
-    "as_asked",
 ]
 
-Output = TypeVar("Output", bound=ModelOutput)
 Tensors = tuple[Tensor, ...]
-
-
-def as_asked(output: Output, return_dict: bool | None, config: Speech2TextConfig) -> Output | tuple[Any, ...]:
-    """The output, or the tuple of it; None is as config.return_dict says."""
-    as_dict = config.return_dict if return_dict is None else return_dict
-    return output if as_dict else output.to_tuple()
 
 
 @dataclass

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
-from phonograph.models.wav2vec2.features_wav2vec2 import inside
 from phonograph.nn.attention import attention_with_weights, full_attention
 from phonograph.nn.conv import Conv1d, convolve
 from phonograph.nn.linear import Linear, linear_together
+from phonograph.nn.masks import inside
 from phonograph.nn.packed import Derived, fast_path
 
 __all__ = [

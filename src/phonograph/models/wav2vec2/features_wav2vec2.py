@@ -18,17 +18,13 @@ from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.conv import Conv1d
 from phonograph.nn.linear import Linear
+from phonograph.nn.masks import inside
 from phonograph.nn.packed import fast_path, packed_linear
 
-__all__ = ["PatchSums", "Wav2Vec2FeatureEncoder", "Wav2Vec2FeatureProjection", "checked_lengths", "inside"]
+__all__ = ["PatchSums", "Wav2Vec2FeatureEncoder", "Wav2Vec2FeatureProjection", "checked_lengths"]
 
 _TILE_STEPS = 100
 """Features computed at a time on a CPU, so that all layers' activations stay in its cache (docs/log.md)."""
-
-
-def inside(lengths: Tensor, steps: int) -> Tensor:
-    """(B,) lengths -> (B, steps) bool, true before each item's end."""
-    return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
 def checked_lengths(audio: Tensor, attention_mask: Tensor | None, fewest: int) -> Tensor | None:
@@ -193,16 +189,15 @@ class Wav2Vec2FeatureEncoder(nn.Module):
             lengths: (B,) true samples; norms over time leave out what comes after them.
             sums: of the recordings that these are parts of, or of the one; norms over time are those of the recordings.
         """
-        first = self._layers[0]
-        if isinstance(first.layer_norm, Wav2Vec2TimeNorm) and (sums is not None or fast_path(samples, self)):
-            conv = first.conv
+        fast = fast_path(samples, self)
+        folded = None
+        if self._time_norm is not None and (sums is not None or fast):
+            conv = self._convs[0]
             if sums is None:
                 patches = None if lengths is None else conv.out_lengths(lengths)
                 sums = PatchSums.of(samples, conv.kernel_size[0], conv.stride[0], patches)
-            folded = first.layer_norm.folded(conv, sums)
-        else:
-            folded = None
-        if not fast_path(samples, self):
+            folded = self._time_norm.folded(conv, sums)
+        if not fast:
             return self._features(samples, lengths, folded)
         steps = int(self.out_lengths(torch.tensor(samples.shape[1])))
         tile = min(steps, _TILE_STEPS)
@@ -236,17 +231,16 @@ class Wav2Vec2FeatureEncoder(nn.Module):
         Raises:
             AudioError: fewer samples than the first convolution takes.
         """
-        conv = self._layers[0].conv
-        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        kernel, stride = self._convs[0].kernel_size[0], self._convs[0].stride[0]
         sums, held = None, None
         for part in parts:
             held = part if held is None else torch.cat([held, part], dim=1)
             patches = (held.shape[1] - kernel) // stride + 1
-            if patches > 0 and isinstance(self._layers[0].layer_norm, Wav2Vec2TimeNorm):
+            if patches > 0 and self._time_norm is not None:
                 more = PatchSums.of(held, kernel, stride)
                 sums = more if sums is None else sums + more
             held = held[:, max(patches, 0) * stride :]
-        if sums is None and isinstance(self._layers[0].layer_norm, Wav2Vec2TimeNorm):
+        if sums is None and self._time_norm is not None:
             raise AudioError(f"expected at least {kernel} samples, which give one step, got fewer; pass a longer recording")
         return sums
 
@@ -262,6 +256,12 @@ class Wav2Vec2FeatureEncoder(nn.Module):
         for conv in reversed(self._convs):
             field = (field - 1) * conv.stride[0] + conv.kernel_size[0]
         return field
+
+    @property
+    def _time_norm(self) -> Wav2Vec2TimeNorm | None:
+        """The norm that sees a whole recording, in the models that have one."""
+        norm = self._layers[0].layer_norm
+        return norm if isinstance(norm, Wav2Vec2TimeNorm) else None
 
     @property
     def _layers(self) -> list[Wav2Vec2ConvLayer]:

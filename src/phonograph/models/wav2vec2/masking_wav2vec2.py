@@ -13,7 +13,7 @@ from torch import Tensor
 
 from phonograph.errors import ConfigError
 from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
-from phonograph.models.wav2vec2.features_wav2vec2 import inside
+from phonograph.nn.masks import inside
 
 __all__ = ["compute_mask_indices", "masked_spans", "sample_negative_indices", "sampled_negatives", "spec_augment"]
 

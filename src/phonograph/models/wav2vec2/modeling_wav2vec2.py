@@ -36,7 +36,6 @@ from phonograph.models.wav2vec2.features_wav2vec2 import (
     Wav2Vec2FeatureEncoder,
     Wav2Vec2FeatureProjection,
     checked_lengths,
-    inside,
 )
 from phonograph.models.wav2vec2.masking_wav2vec2 import compute_mask_indices as _compute_mask_indices
 from phonograph.models.wav2vec2.masking_wav2vec2 import masked_spans, sampled_negatives, spec_augment
@@ -53,6 +52,7 @@ from phonograph.models.wav2vec2.quantization_wav2vec2 import Wav2Vec2GumbelVecto
 from phonograph.models.wav2vec2.xvector_wav2vec2 import Wav2Vec2AMSoftmax, Wav2Vec2TDNNLayer, pooled_statistics
 from phonograph.nn.attention import attention_function
 from phonograph.nn.linear import Linear
+from phonograph.nn.masks import inside
 
 __all__ = [
     "CausalLMOutput",

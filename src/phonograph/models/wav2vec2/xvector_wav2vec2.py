@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
-from phonograph.models.wav2vec2.features_wav2vec2 import inside
 from phonograph.nn.linear import Linear
+from phonograph.nn.masks import inside
 
 __all__ = ["Wav2Vec2AMSoftmax", "Wav2Vec2TDNNLayer", "pooled_statistics"]
 

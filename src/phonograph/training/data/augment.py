@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from phonograph.configuration import Rule
+from phonograph.configuration import CheckedOptions, Rule
 from phonograph.errors import ConfigError
-from phonograph.models.wav2vec2.features_wav2vec2 import inside
+from phonograph.nn.masks import inside
 from phonograph.training.data.manifest import read_manifest
-from phonograph.training.data.options import CheckedOptions
 from phonograph.training.data.store import AudioStore
 
 __all__ = [

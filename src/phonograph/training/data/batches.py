@@ -22,9 +22,8 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from phonograph.configuration import Rule
+from phonograph.configuration import CheckedOptions, Rule
 from phonograph.errors import ConfigError
-from phonograph.training.data.options import CheckedOptions
 
 __all__ = ["BatchOptions", "BatchPlan", "BucketedBatches"]
 

@@ -12,8 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from phonograph.configuration import Rule
-from phonograph.training.data.options import CheckedOptions
+from phonograph.configuration import CheckedOptions, Rule
 
 __all__ = ["SpecAugmentOptions", "mask_features"]
 

@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from phonograph import audio
-from phonograph.configuration import Rule
+from phonograph.configuration import CheckedOptions, Rule
 from phonograph.errors import AudioError
 from phonograph.files import atomic_write
 from phonograph.training.data.manifest import Utterance
-from phonograph.training.data.options import CheckedOptions
 from phonograph.training.data.store import AudioStore, Fault, by_recording
 
 __all__ = ["KINDS", "Fault", "Limits", "Report", "validate"]

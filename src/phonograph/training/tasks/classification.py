@@ -28,13 +28,13 @@ from phonograph.configuration import Rule
 from phonograph.errors import ConfigError
 from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from phonograph.models.wav2vec2.feature_extraction_wav2vec2 import Wav2Vec2FeatureExtractor
-from phonograph.models.wav2vec2.features_wav2vec2 import inside
 from phonograph.models.wav2vec2.modeling_wav2vec2 import (
     Wav2Vec2ForAudioFrameClassification,
     Wav2Vec2ForSequenceClassification,
     Wav2Vec2ForXVector,
     Wav2Vec2PreTrainedModel,
 )
+from phonograph.nn.masks import inside
 from phonograph.training.data import SpeechBatch, Utterance
 from phonograph.training.evaluation import equal_error_rate, trial_scores
 from phonograph.training.features import wav2vec2_inputs

@@ -32,6 +32,7 @@ from phonograph.models.wav2vec2.masking_wav2vec2 import masked_spans
 from phonograph.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForCTC
 from phonograph.models.wav2vec2.processing_wav2vec2 import Wav2Vec2Processor
 from phonograph.models.wav2vec2.tokenization_wav2vec2 import Wav2Vec2CTCTokenizer
+from phonograph.nn.masks import inside
 from phonograph.training.data import SpeechBatch
 from phonograph.training.evaluation import error_rates
 from phonograph.training.features import wav2vec2_inputs
@@ -265,6 +266,6 @@ class CTCTask(SpeechTask):
 
 def _blank_share(logits: Tensor, targets: CTCTargets) -> Tensor:
     """Share of steps that say nothing: near 1 until a model leaves the plateau at which CTC begins."""
-    real = torch.arange(logits.shape[1], device=logits.device) < targets.step_lengths[:, None]
+    real = inside(targets.step_lengths, logits.shape[1])
     silent = (logits.detach().argmax(-1) == targets.blank) & real
     return silent.sum() / real.sum()

@@ -23,10 +23,10 @@ from phonograph.configuration import Rule
 from phonograph.errors import ConfigError
 from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from phonograph.models.wav2vec2.feature_extraction_wav2vec2 import Wav2Vec2FeatureExtractor
-from phonograph.models.wav2vec2.features_wav2vec2 import inside
 from phonograph.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForPreTraining
 from phonograph.models.wav2vec2.outputs_wav2vec2 import Wav2Vec2ForPreTrainingOutput
 from phonograph.models.wav2vec2.quantization_wav2vec2 import gumbel_temperature
+from phonograph.nn.masks import inside
 from phonograph.training.data import SpeechBatch
 from phonograph.training.features import wav2vec2_inputs
 from phonograph.training.losses import contrastive_accuracy

@@ -26,8 +26,8 @@ from phonograph.models.speech_to_text.configuration_speech_to_text import Speech
 from phonograph.models.speech_to_text.feature_extraction_speech_to_text import Speech2TextFeatureExtractor
 from phonograph.models.speech_to_text.modeling_speech_to_text import Speech2TextForConditionalGeneration
 from phonograph.models.speech_to_text.processing_speech_to_text import Speech2TextProcessor
-from phonograph.models.wav2vec2.features_wav2vec2 import inside
 from phonograph.nn.linear import Linear
+from phonograph.nn.masks import inside
 from phonograph.training.data import SpecAugmentOptions, SpeechBatch, Utterance, mask_features
 from phonograph.training.evaluation import bleu, error_rates
 from phonograph.training.features import speech_to_text_features
