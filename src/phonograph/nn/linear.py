@@ -48,13 +48,21 @@ class Linear(nn.Linear):
 
 
 def linear_together(x: Tensor, parts: Sequence[Linear], packed: Derived) -> Tensor:
-    """(B, T, I) -> (B, T, sum of all O): several layers over the same input, in one product where weights are packed."""
+    """(B, T, I) -> (B, T, sum of all O): several layers over the same input, where it pays in one product."""
+
+    def joined() -> tuple[Tensor, Tensor | None]:
+        biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
+        weights: list[Tensor] = [part.weight for part in parts]
+        return torch.cat(weights), torch.cat(biases) if biases else None
+
+    if x.device.type != "cpu" and torch.is_grad_enabled():  # each would be launched, and under autocast convert x, by itself
+        return F.linear(x, *joined())
     if not fast_path(x, parts[0]):
         return torch.cat([part(x) for part in parts], dim=-1)
 
     def pack() -> tuple[Tensor, Tensor | None]:
-        biases = [part.bias.detach() for part in parts if part.bias is not None]
-        return pack_linear(torch.cat([part.weight.detach() for part in parts])), torch.cat(biases) if biases else None
+        matrix, bias = joined()
+        return pack_linear(matrix), None if bias is None else bias.detach()
 
     matrix, bias = packed.get(pack, *(tensor for part in parts for tensor in part.parameters()))
     return packed_linear(x.flatten(0, 1), matrix, bias).view(*x.shape[:2], -1)

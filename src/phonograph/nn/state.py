@@ -76,6 +76,10 @@ class State:
         """The same state on `device`."""
         return self._map(lambda tensor: tensor.to(device))
 
+    def made_of(self: S, tensors: Iterator[Tensor]) -> S:
+        """The same state with the next of `tensors` in place of its own, in the order of `tensors()`."""
+        return self._map(lambda _: next(tensors))
+
     def _map(self: S, function: Callable[[Tensor], Tensor]) -> S:
         def convert(value: Any) -> Any:
             if isinstance(value, list):

@@ -26,7 +26,6 @@ from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.models.mimi.moshi_layout import is_moshi_layout, moshi_renaming
 from phonograph.models.mimi.quantization_mimi import MimiSplitResidualVectorQuantizer
 from phonograph.models.mimi.seanet_mimi import MimiDecoder, MimiEncoder, new_conv_states
-from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.attention import (
     AttentionState,
     RingStep,
@@ -36,6 +35,7 @@ from phonograph.nn.attention import (
     ring_step,
     windowed_attention,
 )
+from phonograph.nn.compiled import CompiledSteps
 from phonograph.nn.conv import (
     Conv1dState,
     ConvTranspose1dState,
@@ -179,11 +179,11 @@ class MimiMLP(nn.Module):
         super().__init__()
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = config.hidden_act
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, H) -> (B, T, H)."""
-        return cast(Tensor, self.fc2(self.activation(self.fc1(x))))
+        return cast(Tensor, self.fc2(self.fc1(x, self.activation)))
 
 
 class MimiTransformerLayer(nn.Module):
@@ -267,6 +267,7 @@ class MimiModel(PreTrainedModel):
         self.quantizer = MimiSplitResidualVectorQuantizer(config)
         self.downsample, self.upsample = _resampling(config)
         self.frame_samples = math.prod(config.upsampling_ratios) * (self.downsample.stride if self.downsample else 1)
+        self._compiled_encoding, self._compiled_decoding = CompiledSteps(), CompiledSteps()
         self.set_attn_implementation(config._attn_implementation or "sdpa")
         self.post_init()
 
@@ -419,11 +420,27 @@ class MimiModel(PreTrainedModel):
             StreamError: a state of another batch size.
         """
         self._check_states(audio.shape[0], transformer, convs)
-        layers = None if convs is None else convs.layers
+        if convs is not None and transformer is not None and lengths is None and active is None:
+            compiled = self._compiled_encoding.find(audio)
+            if compiled is not None:
+                return compiled(audio, [convs, transformer])
+        return self._encode_latents(audio, lengths, transformer, convs, active)
+
+    def _encode_latents(
+        self,
+        audio: Tensor,
+        lengths: Tensor | None,
+        transformer: MimiTransformerState | None,
+        convs: MimiConvState | None,
+        active: Tensor | None,
+    ) -> Tensor:
+        layers, last = None if convs is None else convs.layers, None
+        if layers is not None and self.downsample is not None:
+            layers, last = layers[:-1], layers[-1]
         x, lengths = self.encoder(audio.transpose(1, 2).contiguous(), layers, lengths, active)
         x = self.encoder_transformer(x, transformer, active)
         if self.downsample is not None:
-            x = self.downsample(x, None if layers is None else layers[-1], lengths, active)
+            x = self.downsample(x, last, lengths, active)
         return cast(Tensor, x)
 
     def decode_latents(self, latents: Tensor, state: MimiDecoderState | None = None, active: Tensor | None = None) -> Tensor:
@@ -433,12 +450,66 @@ class MimiModel(PreTrainedModel):
             StreamError: a state of another batch size.
         """
         self._check_states(latents.shape[0], state)
+        if state is not None and active is None:
+            compiled = self._compiled_decoding.find(latents)
+            if compiled is not None:
+                return compiled(latents, [state])
+        return self._decode_latents(latents, state, active)
+
+    def _decode_latents(self, latents: Tensor, state: MimiDecoderState | None, active: Tensor | None) -> Tensor:
         x = latents
         if self.upsample is not None:
             x = self.upsample(x, None if state is None else state.upsample[0], active)
         x = self.decoder_transformer(x, None if state is None else state.transformer, active)
         x = self.decoder(x.contiguous(), None if state is None else state.layers, active)
         return cast(Tensor, x.transpose(1, 2).contiguous())
+
+    # Public: compiled steps
+
+    @torch.no_grad()
+    def compile_for(self, use: str, way: str | None = None) -> None:
+        """Compile what runs at fixed shapes on a CPU, for the weights and the number of threads as they are now.
+
+        Takes some ten seconds each way, a C++ compiler, and memory for a second copy of the weights that it uses. Where a
+        compiled step does not fit (another batch size or number of threads, weights that have changed, training), the plain
+        one runs. Codes and samples agree with the plain ones as fast paths do: to rounding.
+
+        Args:
+            use: "live" for streams fed one frame at a time (MimiEncoderSession, MimiDecoderSession), "offline" for the
+                convolutions of signals longer than some two seconds, one at a time.
+            way: "encode" or "decode"; None is both.
+
+        Raises:
+            ConfigError: another use or way, a model that is not in evaluation mode on a CPU, or no compiler. StreamError: a
+                model whose convolutions look ahead.
+        """
+        ways = ("encode", "decode")
+        if use not in ("live", "offline") or way not in (None, *ways):
+            raise ConfigError(f"expected use 'live' or 'offline' and way 'encode', 'decode' or None, got {use!r} and {way!r}")
+        if self.training or self.device.type != "cpu":
+            mode = "training" if self.training else "evaluation"
+            raise ConfigError(
+                f"expected a model in evaluation mode on a CPU, got one in {mode} mode on {self.device}; call eval(), or do "
+                "without compiled steps on a GPU"
+            )
+        blank = next(self.parameters()).new_zeros
+        for each in ways if way is None else (way,):
+            if use == "live" and each == "encode":
+                frame = blank(1, self.config.audio_channels, self.frame_samples)
+                states = [self.new_padding_cache(1), self.encoder_transformer.new_state(1)]
+                self._compiled_encoding.compile(self, self._encode_step, frame, states)
+            elif use == "live":
+                latents = blank(1, 1, self.config.hidden_size)
+                self._compiled_decoding.compile(self, self._decode_step, latents, [self.new_decoder_state(1)])
+            else:
+                (self.encoder if each == "encode" else self.decoder).compile_tile()
+
+    def _encode_step(self, audio: Tensor, states: list[Any]) -> Tensor:
+        convs, transformer = states
+        return self._encode_latents(audio, None, transformer, convs, None)
+
+    def _decode_step(self, latents: Tensor, states: list[Any]) -> Tensor:
+        return self._decode_latents(latents, states[0], None)
 
     # Public: lengths and states
 
@@ -591,6 +662,8 @@ def _lengths(padding_mask: Tensor, audio: Tensor) -> Tensor | None:
             "pass the one that MimiFeatureExtractor returns"
         )
     lengths = mask.sum(-1)
+    if mask.device.type != "cpu":
+        return lengths  # a look at the values would stall a GPU
     if not torch.equal(mask, inside(lengths, mask.shape[1])):
         raise AudioError("expected a padding_mask of ones, then zeros, got padding elsewhere; pad on the right")
     return None if bool(mask.all()) else lengths

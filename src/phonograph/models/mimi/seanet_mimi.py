@@ -1,7 +1,7 @@
 """Mimi's convolutional encoder and decoder, SEANet (Tagliasacchi et al. 2020, arXiv:2009.02095; EnCodec, arXiv:2210.13438).
 
-The encoder takes 24 kHz samples to 25 steps a second, and the decoder back. Both run on a whole signal, on the next part of a
-stream, or, for a long signal on a CPU, on a stream of tiles that stay in its cache.
+The encoder takes 24 kHz samples to 25 steps a second, and the decoder back. Both run on a whole signal or on the next part of a
+stream; on a CPU, what is long goes through as a stream of tiles, which stay in its cache and can be compiled.
 
 Shapes: B batch, C audio channels, S samples, T steps (25 Hz), H hidden size. Activations are (B, T, features).
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.nn.activations import ELU
+from phonograph.nn.compiled import CompiledSteps
 from phonograph.nn.conv import (
     Conv1dState,
     ConvTranspose1dState,
@@ -71,6 +72,7 @@ class MimiEncoder(nn.Module):
         self.hop = math.prod(config.upsampling_ratios)
         self.streams = _streams(config)
         self.values_per_step = self.hop * config.num_filters
+        self.compiled = CompiledSteps()
 
     def forward(
         self,
@@ -80,19 +82,33 @@ class MimiEncoder(nn.Module):
         active: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, C), states, true lengths (B,), streams that move on (B,) -> (B, T, H) and the lengths in its steps."""
-        tile = self.hop * _tile_steps(x, self) if state is None and self.streams else x.shape[1]
+        tile = self.hop * _tile_steps(x, self) if self.streams else x.shape[1]
         if x.shape[1] <= tile:
             return self._run(x, _states(state), lengths, active)
         # A long signal is a stream of tiles, the last of which is filled up to whole steps.
         samples = x.shape[1]
         ends = torch.full((x.shape[0],), samples, device=x.device) if lengths is None else lengths
         x = F.pad(x, (0, 0, 0, -samples % self.hop))
-        tiles, states = [], new_conv_states(self, x.shape[0])
+        tiles, states = [], new_conv_states(self, x.shape[0]) if state is None else state
         for start in range(0, samples, tile):
             whole = lengths is None and start + tile <= samples
             inside = None if whole else (ends - start).clamp(0, tile)
-            tiles.append(self._run(x[:, start : start + tile], iter(states), inside, None)[0])
+            tiles.append(self._tile(x[:, start : start + tile], states, inside, active))
         return torch.cat(tiles, dim=1), None if lengths is None else ceil_div(lengths, self.hop)
+
+    def step(self, x: Tensor, states: list[Conv1dState]) -> Tensor:
+        """The next part of a stream, (B, S, C) -> (B, S / 960, H); the states are updated in place."""
+        return self._run(x, iter(states), None, None)[0]
+
+    def compile_tile(self) -> None:
+        """Compile `step` for the tiles of one signal; errors as of CompiledStep."""
+        conv = cast(StreamingConv1d, self.layers[0]).conv
+        tile = conv.weight.new_zeros(1, self.hop * _tile_steps_of(self, 1), conv.in_channels)
+        self.compiled.compile(self, self.step, tile, new_conv_states(self, 1))
+
+    def _tile(self, x: Tensor, states: list[Conv1dState], lengths: Tensor | None, active: Tensor | None) -> Tensor:
+        compiled = self.compiled.find(x) if lengths is None and active is None else None
+        return self._run(x, iter(states), lengths, active)[0] if compiled is None else compiled(x, states)
 
     def _run(
         self, x: Tensor, states: Iterator[Any], lengths: Tensor | None, active: Tensor | None
@@ -131,6 +147,7 @@ class MimiDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.streams = _streams(config)
         self.values_per_step = math.prod(config.upsampling_ratios) * config.num_filters
+        self.compiled = CompiledSteps()
 
     def forward(
         self,
@@ -139,11 +156,25 @@ class MimiDecoder(nn.Module):
         active: Tensor | None = None,
     ) -> Tensor:
         """(B, T, H), the convolutions' states, streams that move on (B,) -> (B, 960 T, C)."""
-        tile = _tile_steps(x, self) if state is None and self.streams else x.shape[1]
+        tile = _tile_steps(x, self) if self.streams else x.shape[1]
         if x.shape[1] <= tile:
             return self._run(x, _states(state), active)
-        states = new_conv_states(self, x.shape[0])
-        return torch.cat([self._run(part, iter(states), None) for part in x.split(tile, dim=1)], dim=1)
+        states = new_conv_states(self, x.shape[0]) if state is None else state
+        return torch.cat([self._tile(part, states, active) for part in x.split(tile, dim=1)], dim=1)
+
+    def step(self, x: Tensor, states: list[Conv1dState | ConvTranspose1dState]) -> Tensor:
+        """The next part of a stream, (B, T, H) -> (B, 960 T, C); the states are updated in place."""
+        return self._run(x, iter(states), None)
+
+    def compile_tile(self) -> None:
+        """Compile `step` for the tiles of one signal; errors as of CompiledStep."""
+        conv = cast(StreamingConv1d, self.layers[0]).conv
+        tile = conv.weight.new_zeros(1, _tile_steps_of(self, 1), conv.in_channels)
+        self.compiled.compile(self, self.step, tile, new_conv_states(self, 1))
+
+    def _tile(self, x: Tensor, states: list[Conv1dState | ConvTranspose1dState], active: Tensor | None) -> Tensor:
+        compiled = self.compiled.find(x) if active is None else None
+        return self._run(x, iter(states), active) if compiled is None else compiled(x, states)
 
     def _run(self, x: Tensor, states: Iterator[Any], active: Tensor | None) -> Tensor:
         for layer in self.layers:
@@ -177,15 +208,18 @@ def _streams(config: MimiConfig) -> bool:
     return config.use_causal_conv and config.trim_right_ratio == 1 and config.pad_mode != "reflect"
 
 
-_TILE_VALUES = 3 * 2**20
+_TILE_VALUES = 50 * 960 * 64
 """Size of the largest activation of a tile: a few MB stay in a processor's cache, and a malloc reuses them."""
 
 
 def _tile_steps(x: Tensor, module: "MimiEncoder | MimiDecoder") -> int:
     """Steps (25 Hz) of a tile in which a CPU works through a long signal; all of them elsewhere."""
-    if not fast_path(x, module):
-        return x.shape[1]
-    return max(1, _TILE_VALUES // (module.values_per_step * x.shape[0]))
+    return _tile_steps_of(module, x.shape[0]) if fast_path(x, module) else x.shape[1]
+
+
+def _tile_steps_of(module: "MimiEncoder | MimiDecoder", batch_size: int) -> int:
+    """Steps (25 Hz) of a tile of so many signals."""
+    return max(1, _TILE_VALUES // (module.values_per_step * batch_size))
 
 
 def _states(state: list[Any] | None) -> Iterator[Any]:
