@@ -1,14 +1,17 @@
-"""Mimi beside its peers (transformers, moshi, rustymimi) in one process: what `phonograph bench` and benchmarks/ run.
+"""Mimi beside its peers (transformers, moshi, rustymimi) in one run: what `phonograph bench` and benchmarks/ measure.
 
     report = run(Options(seconds=10.0, rounds=5))
     report.seconds["encode"]["phonograph fp32"]
 
 All contestants get the same weights and take turns (A B C A B C ...), so that what else the machine does hits all alike; a time
-is the median over the rounds and matters only beside the others. Each contestant is a `Codec` of plain functions. Peers are
-imported here alone, and only while contestants are made; those that are not installed, or can't hold the weights, are left out.
+is the median over the rounds and matters only beside the others. Each contestant is a `Codec` of plain functions. Peers run in
+a process of their own, for what one library does to a process (its memory, its threads) the others would be measured with.
+They are imported there alone; those that are not installed, or can't hold the weights, are left out.
 """
 
+import contextlib
 import importlib
+import multiprocessing
 import platform
 import statistics
 import tempfile
@@ -17,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,7 +41,6 @@ __all__ = [
     "Codec",
     "Options",
     "Report",
-    "contestants",
     "installed",
     "medians",
     "moshi_model",
@@ -71,12 +74,14 @@ class Options:
         seconds: length of the clip.
         rounds: turns that each contestant takes.
         threads: processor threads; None leaves PyTorch's choice.
+        compiled: ours with compiled steps too (MimiModel.compile_for).
     """
 
     live: bool = False
     seconds: float = 10.0
     rounds: int = 7
     threads: int | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,11 @@ def _run(options: Options, model: MimiModel) -> Report:
     frame, rate = model.frame_samples, model.config.sampling_rate
     frames = max(1, round(options.seconds * rate / frame))
     audio = 0.1 * torch.randn(1, 1, frames * frame, generator=torch.Generator().manual_seed(1))
-    with tempfile.TemporaryDirectory() as folder:
-        codecs = list(contestants(Path(folder), model))
+    uses = [None, "live" if options.live else "offline"] if options.compiled else [None]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as peers:
+        model.save_pretrained(folder)
+        codecs = [_ours(Path(folder), short, use) for short in DTYPES for use in uses]
+        codecs += peers.enter_context(_elsewhere(Path(folder), _peers(model)))
         codes = codecs[0].encode(audio)
         if options.live:
             seconds = _live(codecs, audio[..., :frame].contiguous(), codes[..., :1].contiguous(), options.rounds)
@@ -231,25 +239,61 @@ def versions() -> dict[str, str | None]:
     return {package: installed(package) for package in ("torch", "phonograph", "transformers", "moshi", "rustymimi")}
 
 
-def contestants(folder: Path, model: MimiModel | None = None) -> Iterator[Codec]:
-    """All that are installed and can run the weights, each in float32 and bfloat16 where it has both.
+def _peers(model: MimiModel) -> list[tuple[str, str]]:
+    """(package, type) of the peers that are installed and can run the weights; moshi and rustymimi know one size only."""
+    names = [("transformers", short) for short in DTYPES] if installed("transformers") else []
+    if installed("moshi") and _shapes(model) == _shapes(_unfilled(MimiConfig())):
+        names += [("moshi", short) for short in DTYPES]
+        names += [("rustymimi", "fp32")] if installed("rustymimi") else []
+    return names
 
-    Args:
-        folder: takes the weights' files.
-        model: whose weights all get, in float32; None is `random_model()`. Mono. moshi and rustymimi know one size only.
-    """
-    model = model or random_model()
-    model.save_pretrained(folder)
-    has_their_size = _shapes(model) == _shapes(_unfilled(MimiConfig()))
-    state = moshi_state(model) if installed("moshi") and has_their_size else None
-    for short, dtype in DTYPES.items():
-        yield _ours(folder, short, dtype)
-        if installed("transformers"):
-            yield _transformers(folder, short, dtype)
-        if state is not None:
-            yield _moshi(state, short, dtype)
-    if installed("rustymimi") and state is not None:
-        yield _rustymimi(folder, state)
+
+@contextlib.contextmanager
+def _elsewhere(folder: Path, names: list[tuple[str, str]]) -> Iterator[list[Codec]]:
+    """Codecs that run in another process, made there of the weights in `folder`."""
+    if not names:
+        yield []
+        return
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(there, folder, names, torch.get_num_threads()), daemon=True
+    )
+    process.start()
+    there.close()  # so that the end of the process is noticed
+
+    def ask(number: int, what: str, value: Tensor) -> Tensor:
+        here.send((number, what, value.numpy()))
+        return torch.from_numpy(here.recv())
+
+    try:
+        ways = ("encode", "decode", "encode_frame", "decode_frame")
+        has_frames: list[bool] = here.recv()
+        yield [
+            Codec(f"{package} {short}", *(partial(ask, number, way) for way in ways[: 4 if has_frames[number] else 2]))
+            for number, (package, short) in enumerate(names)
+        ]
+    finally:
+        here.close()
+        process.join()
+
+
+@torch.no_grad()
+def _serve(connection: Connection, folder: Path, names: list[tuple[str, str]], threads: int) -> None:
+    """The other end of `_elsewhere`: says which codecs have live frames, then runs what it is asked to, until nobody asks."""
+    torch.set_num_threads(threads)
+    state = moshi_state(MimiModel.from_pretrained(folder)) if ("moshi", "fp32") in names else {}
+    make: dict[str, Callable[[str], Codec]] = {
+        "transformers": partial(_transformers, folder),
+        "moshi": partial(_moshi, state),
+        "rustymimi": lambda short: _rustymimi(folder, state),
+    }
+    codecs = [make[package](short) for package, short in names]
+    connection.send([codec.encode_frame is not None for codec in codecs])
+    with contextlib.suppress(EOFError):
+        while True:
+            number, what, value = connection.recv()
+            result = torch.as_tensor(getattr(codecs[number], what)(torch.from_numpy(value)))
+            connection.send((result.float() if result.is_floating_point() else result).numpy())
 
 
 def _unfilled(config: MimiConfig) -> MimiModel:
@@ -261,11 +305,14 @@ def _shapes(model: MimiModel) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _ours(folder: Path, short: str, dtype: torch.dtype) -> Codec:
+def _ours(folder: Path, short: str, compile_for: str | None) -> Codec:
+    dtype = DTYPES[short]
     model = MimiModel.from_pretrained(folder, dtype=dtype)
+    if compile_for is not None:
+        model.compile_for(compile_for)
     encoder, decoder = MimiEncoderSession(model), MimiDecoderSession(model)
     return Codec(
-        f"phonograph {short}",
+        f"phonograph {short}" if compile_for is None else f"phonograph {short} compiled",
         lambda audio: model.encode(audio.to(dtype), return_dict=False)[0],
         lambda codes: model.decode(codes, return_dict=False)[0],
         lambda audio: encoder.feed(audio[0]),
@@ -273,7 +320,8 @@ def _ours(folder: Path, short: str, dtype: torch.dtype) -> Codec:
     )
 
 
-def _transformers(folder: Path, short: str, dtype: torch.dtype) -> Codec:
+def _transformers(folder: Path, short: str) -> Codec:
+    dtype = DTYPES[short]
     model = transformers_model(folder, dtype)
     return Codec(
         f"transformers {short}",
@@ -319,7 +367,8 @@ def moshi_model(state: dict[str, Tensor], dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def _moshi(state: dict[str, Tensor], short: str, dtype: torch.dtype) -> Codec:
+def _moshi(state: dict[str, Tensor], short: str) -> Codec:
+    dtype = DTYPES[short]
     whole, live = moshi_model(state, dtype), moshi_model(state, dtype)
     live.streaming_forever(1)
     return Codec(

@@ -11,7 +11,7 @@ import torch
 from peers import peer
 from random_mimi import TINY, random_mimi
 
-from phonograph import benchmarks
+from phonograph import MimiModel, benchmarks
 from phonograph.benchmarks import Options, Report, medians
 from phonograph.benchmarks import run as measure
 from phonograph.cli.bench import print_report
@@ -56,6 +56,17 @@ def test_json(run: Run) -> None:
     assert (live["benchmark"], live["seconds_of_audio"]) == ("mimi live", 0.002)
     assert {way: list(times) for way, times in live["seconds"].items()} == dict.fromkeys(("encode", "decode"), OURS)
     assert "quantizer_share_of_encode" not in live
+
+
+@pytest.mark.usefixtures("tiny")
+def test_ours_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks, "DTYPES", {"fp32": torch.float32})
+    uses: list[str] = []
+    monkeypatch.setattr(MimiModel, "compile_for", lambda self, use: uses.append(use))
+    for live in (True, False):
+        report = measure(Options(live, seconds=0.1, rounds=1, compiled=True), random_mimi(**TINY))
+        assert list(report.seconds["encode"]) == ["phonograph fp32", "phonograph fp32 compiled"]
+    assert uses == ["live", "offline"]
 
 
 @pytest.mark.usefixtures("tiny")
@@ -106,6 +117,8 @@ def test_the_scripts_know_their_options() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("bench --seconds nan", "expected --seconds above 0, got nan"),
+        ("bench --seconds inf", "expected --seconds above 0, got inf"),
         ("bench --seconds 0", "expected --seconds above 0, got 0; 10 is usual"),
         ("bench -m nothing", "expected a bundled model, a folder or a hub id"),
     ],

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 import phonograph
-from phonograph import SpeechTokens, audio
+from phonograph import MimiModel, SpeechTokens, audio
 
 Run = Callable[..., "object"]
 
@@ -151,6 +151,16 @@ def test_files_of_one_name_keep_the_folders_that_tell_them_apart(run: Run, work:
         shutil.copy("speech.wav", place)
     assert run("encode", "in/a/x.wav", "in/b/x.wav", "in/c/y.wav", "in/a/x.wav", "-o", "out").code == 0
     assert files_below(work / "out") == ["a/x.mimi", "b/x.mimi", "y.mimi"]
+
+
+def test_compiled_steps(run: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they compute is tested with the model."""
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(MimiModel, "compile_for", lambda self, *use: asked.append(use))
+    for line in ("encode speech.wav -o a.mimi", "decode a.mimi -o a.wav", "stream encode", "stream decode"):
+        data = (work / "speech.mimi").read_bytes() if line == "stream decode" else bytes(7680)
+        assert run(*line.split(), "--compile", stdin=data).code == 0
+    assert asked == [("offline", "encode"), ("offline", "decode"), ("live", "encode"), ("live", "decode")]
 
 
 def test_one_bad_file_does_not_stop_the_others(run: Run, work: Path) -> None:

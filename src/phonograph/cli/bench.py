@@ -25,14 +25,15 @@ def bench(
         typer.Option("--model", "-m", help="Bundled name, folder or hub id; random weights of the full size by default."),
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="Streams, 80 ms at a time, instead of a clip.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Ours with compiled steps too; takes a minute more.")] = False,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the speed with transformers, moshi and rustymimi here.
 
-    Those that are installed take turns with this library in one process, with the same weights.
+    Those that are installed take turns with this library, with the same weights, in a process of their own.
     """
-    if seconds <= 0:
+    if not 0 < seconds < float("inf"):
         raise ConfigError(f"expected --seconds above 0, got {seconds:g}; 10 is usual")
     from phonograph import api
     from phonograph.benchmarks import Options, run
@@ -40,7 +41,7 @@ def bench(
     codec = None if model is None else api.load_codec(model)
     if codec is not None and codec.config.audio_channels != 1:
         raise ConfigError(f"expected a codec of one channel to compare, got {codec.config.audio_channels}; choose another")
-    report = run(Options(live=live, seconds=seconds, rounds=rounds, threads=threads), codec)
+    report = run(Options(live, seconds, rounds, threads, compiled), codec)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -3,9 +3,7 @@
 What the model does is phonograph.api's business; here options are checked, and files read and written.
 """
 
-import io
 import re
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from phonograph.cli.options import (
     AsJson,
     Batch,
     Channel,
+    Compile,
     Device,
     Dtype,
     ModelOfTokens,
@@ -36,6 +35,7 @@ from phonograph.cli.runs import (
     known_suffix,
     run_over,
     seconds_of,
+    standard_input_file,
     use_threads,
 )
 from phonograph.errors import ConfigError
@@ -47,16 +47,35 @@ if TYPE_CHECKING:
     from phonograph.models.mimi.modeling_mimi import MimiModel
     from phonograph.tokens import SpeechTokens
 
-__all__ = ["decode", "encode", "load_codec"]
+__all__ = ["CodecChoice", "decode", "encode"]
 
 _BITRATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(k?)(?:bps|bit/s|b/s)?", re.IGNORECASE)
 
 
-def load_codec(model: str, device: str, dtype: str, threads: int | None) -> "MimiModel":
-    from phonograph import api
+@dataclass(frozen=True)
+class CodecChoice:
+    """Which codec is used, and how, as options say it.
 
-    use_threads(threads)
-    return api.load_codec(model, device=device, dtype=dtype)
+    Attributes:
+        model: name; None is the one that tokens name.
+        compile_for: what steps are compiled for (MimiModel.compile_for), or None.
+    """
+
+    model: str | None
+    device: str
+    dtype: str
+    threads: int | None
+    compile_for: tuple[str, str] | None
+
+    def load(self, named: str = "") -> "MimiModel":
+        """The model, or the one of this name, or the bundled one."""
+        from phonograph import api
+
+        use_threads(self.threads)
+        codec = api.load_codec(self.model or named or api.DEFAULT_CODEC, device=self.device, dtype=self.dtype)
+        if self.compile_for is not None:
+            codec.compile_for(*self.compile_for)
+        return codec
 
 
 def _done(run: Run, job: Job, tokens: "SpeechTokens", seconds: float, elapsed: float) -> None:
@@ -87,6 +106,7 @@ def encode(
     dtype: Dtype = "float32",
     batch_size: Batch = 1,
     threads: Threads = None,
+    compiled: Compile = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -101,7 +121,7 @@ def encode(
     jobs = plan(inputs, out, Outputs(TOKEN_SUFFIXES, known_suffix(file_format, TOKEN_SUFFIXES), overwrite))
     check_stdout(jobs, as_json)
     with run_over(jobs, refused, quiet, as_json) as run:
-        codec = load_codec(model, device, dtype, threads)
+        codec = CodecChoice(model, device, dtype, threads, ("offline", "encode") if compiled else None).load()
         options = _Encoding(codec, _wanted_codebooks(codec.config, codebooks, bitrate), channel)
         for group in groups_of_short(jobs, batch_size):
             if len(group) == 1:
@@ -194,7 +214,7 @@ def _read_stdin(options: _Encoding) -> "Audio":
 
     config = options.codec.config
     mono = config.audio_channels == 1
-    return audio.load(sys.stdin.buffer, sampling_rate=config.sampling_rate, mono=mono, channel=options.channel)
+    return audio.load(standard_input_file(), sampling_rate=config.sampling_rate, mono=mono, channel=options.channel)
 
 
 def _save_tokens(tokens: "SpeechTokens", job: Job) -> None:
@@ -230,6 +250,7 @@ def decode(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     threads: Threads = None,
+    compiled: Compile = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -249,24 +270,10 @@ def decode(
     jobs = plan(inputs, out, Outputs(suffixes, known_suffix(file_format, suffixes), overwrite))
     check_stdout(jobs, as_json)
     with run_over(jobs, refused, quiet, as_json) as run:
-        load = _CodecOf(model, device, dtype, threads)
+        choice = CodecChoice(model, device, dtype, threads, ("offline", "decode") if compiled else None)
         options = _Decoding(codebooks, start, end, file_format.lower(), cast('Literal["raise", "prefix"]', on_damage))
         for job in jobs:
-            _decode_one(job, load, options, run)
-
-
-@dataclass(frozen=True)
-class _CodecOf:
-    """The codec that was asked for, or the one that the tokens name."""
-
-    model: str | None
-    device: str
-    dtype: str
-    threads: int | None
-
-    def __call__(self, tokens: "SpeechTokens") -> "MimiModel | None":
-        name = tokens.model_id if self.model is None else self.model
-        return load_codec(name, self.device, self.dtype, self.threads) if name else None
+            _decode_one(job, choice, options, run)
 
 
 @dataclass(frozen=True)
@@ -278,12 +285,12 @@ class _Decoding:
     on_damage: Literal["raise", "prefix"]
 
 
-def _decode_one(job: Job, load: _CodecOf, options: _Decoding, run: Run) -> None:
+def _decode_one(job: Job, choice: CodecChoice, options: _Decoding, run: Run) -> None:
     from phonograph import api
 
     with run.attempt(job.source):
         tokens = _load_tokens(job.source, options)
-        codec = load(tokens)
+        codec = choice.load(tokens.model_id) if choice.model or tokens.model_id else None  # api says what is missing
         run.progress.start(job.source, tokens.duration_seconds)
         started = time.perf_counter()
         lengths: list[float] = []
@@ -308,9 +315,7 @@ def _load_tokens(source: str, options: _Decoding) -> "SpeechTokens":
     from phonograph.tokens import SpeechTokens
 
     if source == STANDARD:
-        file = io.BytesIO(sys.stdin.buffer.read())
-        file.name = "standard input"  # what messages call it
-        tokens = SpeechTokens.load(file, on_damage=options.on_damage)
+        tokens = SpeechTokens.load(standard_input_file(), on_damage=options.on_damage)
     else:
         tokens = SpeechTokens.load(source, on_damage=options.on_damage)
     number = options.codebooks

@@ -8,6 +8,7 @@ __all__ = [
     "AsJson",
     "Batch",
     "Channel",
+    "Compile",
     "Device",
     "Dtype",
     "ModelOfTokens",
@@ -34,7 +35,12 @@ Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cu
 Dtype = Annotated[
     str, typer.Option("--dtype", help="Type to compute in: float32, bfloat16, float16, float64, or auto for the file's own.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; PyTorch's choice by default.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="Processor threads; PyTorch's choice by default.")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile for this processor first: half a minute and a C++ compiler, then faster.")
+]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Files shorter than 30 s that go through the model together.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist; otherwise that is refused at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 
 import typer
 
-from phonograph.cli.codec import load_codec
+from phonograph.cli.codec import CodecChoice
 from phonograph.cli.live import (
     PCM_FORMATS,
     TOKEN_FORMATS,
@@ -31,7 +31,7 @@ from phonograph.cli.live import (
     standard_input,
     text_codes,
 )
-from phonograph.cli.options import Device, Dtype, ModelOfTokens, Overwrite, Threads
+from phonograph.cli.options import Compile, Device, Dtype, ModelOfTokens, Overwrite, Threads
 from phonograph.cli.paths import STANDARD, Input, Outputs, plan
 from phonograph.cli.runs import Ended
 from phonograph.errors import ConfigError
@@ -75,6 +75,7 @@ def encode(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     threads: Threads = None,
+    compiled: Compile = False,
     overwrite: Overwrite = False,
     as_json: _Report = False,
     quiet: _Quiet = False,
@@ -91,7 +92,7 @@ def encode(
     _check_choice("--output-format", output_format, TOKEN_FORMATS)
     if out is not None and (output_format != "mimi" or not out.lower().endswith(".mimi")):
         raise ConfigError(f"expected a name ending in .mimi and --output-format mimi for -o, got {out} and {output_format}")
-    codec = _load_mono(model, device, dtype, threads)
+    codec = _load_mono(CodecChoice(model, device, dtype, threads, ("live", "encode") if compiled else None))
     rate = rate or codec.config.sampling_rate
     header = api.token_header(codec, codec.check_num_quantizers(codebooks))
     latency = Latency(1 / header.frame_rate)
@@ -150,6 +151,7 @@ def decode(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     threads: Threads = None,
+    compiled: Compile = False,
     as_json: _Report = False,
     quiet: _Quiet = False,
 ) -> None:
@@ -160,24 +162,12 @@ def decode(
     """
     _check_choice("--format", file_format, PCM_FORMATS)
     _check_choice("--input-format", input_format, TOKEN_FORMATS)
+    choice = CodecChoice(model, device, dtype, threads, ("live", "decode") if compiled else None)
     with standard_input() as source, _watching(source), live_output(binary=True) as file:
-        tokens = _incoming(source, input_format, _CodecOf(model, device, dtype, threads), codebooks)
+        tokens = _incoming(source, input_format, choice, codebooks)
         latency = Latency(tokens.session.model.frame_samples / tokens.session.model.config.sampling_rate)
         _decode(tokens, file, file_format, latency)
     _end("stream decode", source, latency, as_json, quiet)
-
-
-@dataclass(frozen=True)
-class _CodecOf:
-    model: str | None
-    device: str
-    dtype: str
-    threads: int | None
-
-    def __call__(self, named: str = "") -> "MimiModel":
-        from phonograph.api import DEFAULT_CODEC
-
-        return _load_mono(self.model or named or DEFAULT_CODEC, self.device, self.dtype, self.threads)
 
 
 @dataclass(frozen=True)
@@ -189,20 +179,20 @@ class _Incoming:
     reader: "TokenPipeReader | None" = None
 
 
-def _incoming(source: LiveInput, input_format: str, codec_of: _CodecOf, codebooks: int | None) -> _Incoming:
+def _incoming(source: LiveInput, input_format: str, choice: CodecChoice, codebooks: int | None) -> _Incoming:
     from phonograph import api
     from phonograph.streaming import MimiDecoderSession
     from phonograph.tokens import TokenPipeReader
 
     if input_format != "mimi":
-        codec = codec_of()
+        codec = _load_mono(choice)
         number = codec.check_num_quantizers(codebooks)
         session = _warm(MimiDecoderSession(codec))
         if input_format == "raw":
             return _Incoming(raw_codes(source, number), session)
         return _Incoming((codes[:number] for codes in text_codes(source)), session)
     reader = TokenPipeReader(source)
-    codec = codec_of(reader.header.model_id)
+    codec = _load_mono(choice, reader.header.model_id)
     api.check_codec(reader.header, codec)
     most = reader.header.num_codebooks
     if codebooks is not None and not 1 <= codebooks <= most:
@@ -235,8 +225,8 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"expected {option} to be one of {', '.join(choices)}, got {value!r}; choose one of these")
 
 
-def _load_mono(model: str, device: str, dtype: str, threads: int | None) -> "MimiModel":
-    codec = load_codec(model, device, dtype, threads)
+def _load_mono(choice: CodecChoice, named: str = "") -> "MimiModel":
+    codec = choice.load(named)
     if codec.config.audio_channels != 1:
         raise ConfigError(f"expected a codec of one channel for a live stream, got {codec.config.audio_channels}")
     return codec
