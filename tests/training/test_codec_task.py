@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bundled_clips
+import memorised
 import numpy as np
 import peers
 import pytest
@@ -39,6 +41,7 @@ TINY: dict[str, Any] = {
     "num_key_value_heads": 2,
     "sliding_window": 50,
 }
+SAID = [memorised.SENTENCES[name].english for name in bundled_clips.NAMES[:2]]
 DATA: dict[str, Any] = {
     "path": SPEECH,
     "held_out": SPEECH,
@@ -78,6 +81,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], Tra
     recipe = {
         "task": "codec",
         "options": values(
+            data=DATA | {"held_out": str(bundled_clips.table(folder, text=[*SAID, ""]))},
+            judging={"codebooks": [6, 1], "samples": 1, "recognizer": str(memorised.CTC)},
             quantizer={"unquantized_share": 0.2, "from_step": 30, "decay": 0.9, "commitment": 0.002},
             adversary={"windows": [512, 128], "channels": 4, "from_step": 65},
         ),
@@ -109,11 +114,13 @@ def test_mel_distance_falls_by_half(run: tuple[dict[str, float], Trainer, Path])
 
 
 def test_figures_and_samples_are_of_every_number_of_codebooks(run: tuple[dict[str, float], Trainer, Path]) -> None:
-    peers.peer("pystoi")
-    peers.peer("matplotlib")
+    for package in ("pystoi", "pesq", "matplotlib"):
+        peers.peer(package)
     _, trainer, folder = run
-    rows, columns = ("6 codebooks", "1 codebooks"), ("mel distance", "STOI")
-    assert set(trainer.figures) == {f"{row}/{column}" for row in rows for column in columns}
+    rows, columns = ("6 codebooks", "1 codebooks"), ("mel distance", "STOI", "PESQ", "WER", "WER above original")
+    assert list(trainer.figures) == [*(f"{row}/{column}" for row in rows for column in columns), "original/WER"]
+    assert trainer.figures["original/WER"] == 0
+    assert trainer.figures["6 codebooks/WER"] > 0.5
     names = {path.name for path in (folder / "samples" / "step-0000080").iterdir()}
     assert names == {"0-original.wav", "0-6-codebooks.wav", "0-1-codebooks.wav", "0.png"}
 
@@ -145,7 +152,12 @@ def test_transformers_loads_what_is_saved(run: tuple[dict[str, float], Trainer, 
 def test_the_card_tells_bitrate_and_figures(run: tuple[dict[str, float], Trainer, Path]) -> None:
     card = (run[2] / "model" / "README.md").read_text()
     assert "75 bit/s a codebook, 0.45 kbit/s in all" in card
-    assert "| 6 codebooks |" in card
+    table = card[card.index("\n|  | ") :].split("\n\n")[0].strip().splitlines()
+    columns = [cell.strip() for cell in table[0].strip("|").split("|")]
+    assert (columns[1], columns[-2:]) == ("mel distance", ["WER", "WER above original"])
+    assert [row.split("|")[1].strip() for row in table[2:]] == ["6 codebooks", "1 codebooks", "original"]
+    assert f"- WER: 2 of 3 recordings, those with transcripts; heard by {memorised.CTC}" in card
+    assert "- mel distance: 3 of 3 recordings" in card
 
 
 def test_weights_are_saved_in_the_type_wanted(tmp_path: Path) -> None:
@@ -347,6 +359,7 @@ def test_options_are_checked(changed: dict[str, Any], message: str) -> None:
         ({"config": TINY | {"audio_channels": 2}}, "expected a codec of one channel, got 2"),
         ({"data": DATA | {"batches": {"crop_seconds": 0.02}}}, "crop_seconds above half the longest window"),
         ({"config": None, "pretrained": "mimi-mini", "judging": {"codebooks": [17]}}, "must be from 1 to 16"),
+        ({"judging": {"recognizer": "mimi-mini"}}, "expected a model that writes text .* got mimi-mini, which is mimi"),
     ],
 )
 def test_what_the_codec_tells_is_checked(changed: dict[str, Any], message: str, tmp_path: Path) -> None:

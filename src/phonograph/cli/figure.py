@@ -1,15 +1,13 @@
 """The demo's picture: waveform, spectrograms of the original and the reconstructions, and the codes, on one time axis."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phonograph.audio.mel import hz_to_mel, log_mel_spectrogram, mel_spectrogram
+from phonograph.audio.pictures import draw_spectrograms, save_figure
 from phonograph.errors import MissingExtraError
-from phonograph.files import atomic_write
 
 if TYPE_CHECKING:
     from phonograph.audio import Audio
@@ -19,9 +17,6 @@ __all__ = ["draw_demo"]
 
 _DPI = 100
 _WIDTH_INCHES = 12.0
-_HOP_SAMPLES = 256
-_RANGE_DB = 80.0
-_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
 _INK, _MUTED, _ACCENT = "#1b1f24", "#57606a", "#1f6feb"
 _STYLE: Any = {
     "font.size": 10,
@@ -58,15 +53,12 @@ def draw_demo(
         figure.suptitle(f"{title}: {original.duration_seconds:.1f} s at {original.sampling_rate / 1000:g} kHz", fontsize=14)
         axes = figure.subplots(rows, 1, sharex=True, height_ratios=[0.7, *[1.0] * (rows - 2), 1.15])
         _draw_waveform(axes[0], original)
-        image = _draw_spectrograms(axes[1:-1], {"original": original, **reconstructions})
+        image = draw_spectrograms(axes[1:-1], {"original": original, **reconstructions})
         figure.colorbar(image, ax=list(axes[1:-1]), label="level (dB, loudest of the original is 0)", pad=0.01, fraction=0.03)
         _draw_codes(figure, axes[-1], tokens)
         axes[-1].set_xlabel("time (s)")
         axes[-1].set_xlim(0, original.duration_seconds)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-    with atomic_write(path) as file:
-        file.write(picture.getvalue())
+        save_figure(figure, path)
 
 
 def _draw_waveform(axis: Any, audio: "Audio") -> None:
@@ -74,30 +66,6 @@ def _draw_waveform(axis: Any, audio: "Audio") -> None:
     axis.plot(times, audio.samples[0], color=_ACCENT, linewidth=0.5)
     peak = float(np.abs(audio.samples).max())
     axis.set(title="waveform of the original", ylabel="amplitude", ylim=(-1.1 * peak, 1.1 * peak))
-
-
-def _draw_spectrograms(axes: Any, recordings: "Mapping[str, Audio]") -> Any:
-    """All on the scale of the first, so that colours can be compared."""
-    first = next(iter(recordings.values()))
-    rate = first.sampling_rate
-    loudest = float(mel_spectrogram(first.samples[0], rate, hop_samples=_HOP_SAMPLES).max())
-    highest = float(hz_to_mel(rate / 2))
-    ticks = [hz for hz in _TICKS_HZ if hz < rate / 2]
-    for axis, (label, audio) in zip(axes, recordings.items(), strict=True):
-        levels = log_mel_spectrogram(audio.samples[0], rate, hop_samples=_HOP_SAMPLES, range_db=_RANGE_DB, loudest=loudest)
-        image = axis.imshow(
-            levels,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=-_RANGE_DB,
-            vmax=0,
-            extent=(0, levels.shape[1] * _HOP_SAMPLES / rate, 0, highest),
-            interpolation="nearest",
-        )
-        axis.set(title=label, ylabel="frequency (kHz)")
-        axis.set_yticks(hz_to_mel(ticks), [f"{hz / 1000:g}" for hz in ticks])
-    return image
 
 
 def _draw_codes(figure: Any, axis: Any, tokens: "SpeechTokens") -> None:

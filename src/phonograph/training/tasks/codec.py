@@ -6,7 +6,8 @@ STFT discriminators and how their features differ; a balancer gives each its sha
 decoder as they are. Codebooks start by k-means at `quantizer.from_step` and follow the latents by moving averages; entries that
 are hardly used are revived. With `distillation`, the semantic codebooks learn to say what a speech encoder says.
 
-Figures are mel distance and, where pystoi is installed, STOI of whole held-out utterances at several numbers of codebooks.
+Figures are of whole held-out utterances at several numbers of codebooks: mel distance, STOI and PESQ where their packages are
+installed and, with `judging.recognizer`, the word error rate beside that of the original (`phonograph.training.codec.judging`).
 
 Shapes: B items, S samples, F frames, H hidden size.
 """
@@ -17,15 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phonograph.audio import Audio
-from phonograph.audio.quality import mel_distance, stoi
 from phonograph.configuration import DTYPES, Rule
-from phonograph.errors import AudioError, ConfigError, MissingExtraError
+from phonograph.errors import ConfigError, MissingExtraError
 from phonograph.files import make_folder
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.models.mimi.feature_extraction_mimi import MimiFeatureExtractor
@@ -33,6 +32,8 @@ from phonograph.models.mimi.modeling_mimi import MimiModel
 from phonograph.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 from phonograph.nn.conv import StreamingConv1d
 from phonograph.training.codec.discriminators import StftDiscriminators
+from phonograph.training.codec.judging import CodecJudge
+from phonograph.training.codec.listeners import Listener, load_listener
 from phonograph.training.codec.losses import (
     GradientBalancer,
     MelLoss,
@@ -113,6 +114,9 @@ class JudgingOptions:
         default_factory=list
     )
     samples: Annotated[int, Rule("utterances written as audio and as a picture at each evaluation", minimum=0)] = 4
+    recognizer: Annotated[
+        str | None, Rule("for word error rates: a Wav2Vec2 made for CTC or a Speech2Text, or whisper: and a size or folder")
+    ] = None
     dtype: Annotated[str, Rule("type that weights are saved in", choices=DTYPES)] = "float32"
 
 
@@ -210,6 +214,10 @@ class CodecTask(SpeechTask):
             # Not among the modules: it doesn't change, and needs no place in checkpoints.
             self.teacher = TeacherFeatures(options.distillation, config).to(context.device)
             self.modules["to_teacher"] = nn.Linear(config.hidden_size, self.teacher.model.config.hidden_size, bias=False)
+        self._coverage: dict[str, str] = {}
+        self._listener: Listener | None = None
+        if options.judging.recognizer is not None and context.rank == 0:
+            self._listener = load_listener(options.judging.recognizer, str(context.device))
 
     @property
     def codec(self) -> MimiModel:
@@ -265,17 +273,17 @@ class CodecTask(SpeechTask):
             yield Losses("discriminator", loss, {"discriminators": loss}, weight=float(len(audio)))
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Mel distance and STOI by number of codebooks; the first utterances as audio and as pictures."""
-        measured: dict[str, list[float]] = {}
+        """The figures of a `CodecJudge`; the first utterances as audio and as pictures."""
+        if not self.held_out:
+            return {}
+        judge = CodecJudge(self.codec, self.options.judging.codebooks, listener=self._listener)
         for place, utterance in enumerate(self.held_out):
-            recordings = self._at_all_bitrates(self.store.samples(utterance))
-            original = recordings["original"]
-            for label, audio in list(recordings.items())[1:]:
-                measured.setdefault(f"{label}/mel distance", []).append(mel_distance(original, audio))
-                measured.setdefault(f"{label}/STOI", []).extend(_stoi(original, audio))
+            original = Audio(self.store.samples(utterance)[None], self.store.sampling_rate)
+            recordings = judge.add(original, utterance.text)
             if place < self.options.judging.samples:
                 self._write_sample(step, place, recordings)
-        return {name: float(np.mean(values)) for name, values in measured.items() if values}
+        self._coverage = judge.coverage()
+        return judge.figures()
 
     def save(self, folder: Path) -> None:
         """The codec in the type that `judging.dtype` names, codebooks in float32, and its feature extractor."""
@@ -295,6 +303,8 @@ class CodecTask(SpeechTask):
             "codebooks": f"{config.num_quantizers} of {config.codebook_size} entries",
             "bitrate": f"{bits:g} bit/s a codebook, {bits * config.num_quantizers / 1000:g} kbit/s in all",
         }
+        if self._coverage:
+            described["measured_on"] = self._coverage
         return described
 
     # Steps
@@ -361,18 +371,6 @@ class CodecTask(SpeechTask):
 
     # Judging
 
-    def _at_all_bitrates(self, samples: Any) -> dict[str, Audio]:
-        """The original, and what is left of it at each number of codebooks, the most first, under the names of figures."""
-        config = self.codec.config
-        numbers = sorted(self.options.judging.codebooks or [config.num_quantizers], reverse=True)
-        audio = torch.from_numpy(samples).to(self.context.device)[None, None]
-        codes = cast(Tensor, self.codec.encode(audio, num_quantizers=numbers[0])[0])
-        recordings = {"original": Audio(samples[None], config.sampling_rate)}
-        for number in numbers:
-            made = self.codec.decode(codes[:, :number])[0][0, :, : len(samples)]
-            recordings[f"{number} codebooks"] = Audio(made.clamp(-1, 1).cpu().numpy(), config.sampling_rate)
-        return recordings
-
     def _write_sample(self, step: int, place: int, recordings: dict[str, Audio]) -> None:
         folder = self.context.folder / "samples" / f"step-{step:07d}"
         make_folder(folder)
@@ -409,11 +407,3 @@ def _check_codebooks(numbers: Sequence[int], config: MimiConfig) -> None:
     least, most = config.num_semantic_quantizers, config.num_quantizers
     if outside := [number for number in numbers if not least <= number <= most]:
         raise ConfigError(f"judging.codebooks={outside} must be from {least} to {most}, the codebooks that there are")
-
-
-def _stoi(original: Audio, other: Audio) -> list[float]:
-    """STOI, or nothing where pystoi is missing or the speech is too short for it."""
-    try:
-        return [stoi(original, other)]
-    except (MissingExtraError, AudioError):
-        return []
