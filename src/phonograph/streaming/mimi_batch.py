@@ -48,6 +48,7 @@ class MimiBatch:
         self._transformer = model.encoder_transformer.new_state(slots)
         self._decoder = model.new_decoder_state(slots)
         self._joined = torch.zeros(slots, dtype=torch.bool)  # on the host: asking costs no wait
+        self._joined_there = self._joined.to(model.device)  # where the steps need it
         self._steps: dict[tuple[object, ...], CapturedStep] = {}
 
     @property
@@ -70,7 +71,7 @@ class MimiBatch:
         if bool(self._joined.all()):
             raise StreamError(f"expected a free slot, all {self.slots} are in use; let a stream leave, or make more slots")
         slot = int((~self._joined).to(torch.uint8).argmax())
-        self._joined[slot] = True
+        self._set_joined(slot, True)
         self.reset(slot)
         return slot
 
@@ -82,7 +83,7 @@ class MimiBatch:
             StreamError: the slot is not in use.
         """
         self._check_joined(slot)
-        self._joined[slot] = False
+        self._set_joined(slot, False)
 
     @torch.inference_mode()
     def reset(self, slot: int) -> None:
@@ -92,7 +93,7 @@ class MimiBatch:
             StreamError: the slot is not in use.
         """
         self._check_joined(slot)
-        mask = (torch.arange(self.slots) == slot).to(self.model.device)
+        mask = torch.arange(self.slots, device=self.model.device) == slot
         for state in (self._convs, self._transformer, self._decoder):
             state.reset(mask)
 
@@ -150,13 +151,17 @@ class MimiBatch:
 
     def _active(self, active: Tensor | None) -> Tensor:
         if active is None:
-            return self._joined.to(self.model.device)
+            return self._joined_there
         self._check_shape("active", active, (self.slots,))
         if active.dtype != torch.bool:
             raise StreamError(f"expected active as bool, got {active.dtype}; pass True for each slot that has a frame")
         if bool((active.cpu() & ~self._joined).any()):
             raise StreamError(f"expected active slots among those in use, {self.joined}, got {active.tolist()}; join first")
         return active.to(self.model.device)
+
+    def _set_joined(self, slot: int, value: bool) -> None:
+        self._joined[slot] = value
+        self._joined_there[slot] = value
 
     def _check_joined(self, slot: int) -> None:
         if slot not in self.joined:

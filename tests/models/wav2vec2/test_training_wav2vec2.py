@@ -221,6 +221,21 @@ class TestContrastiveLoss:
         loss = contrastive_loss(predicted, targets, codes, mask, sampled_negatives(mask, 5), 0.1)
         assert loss.item() == 0
 
+    @pytest.mark.parametrize("wrong", [-1, 6])
+    def test_negatives_of_another_item_are_refused(self, wrong: int) -> None:
+        vectors, codes = torch.randn(2, 6, 8), torch.arange(12).view(2, 6, 1)
+        mask = torch.zeros(2, 6, dtype=torch.bool)
+        mask[0, 2] = mask[1, 3] = True
+        negatives = torch.tensor([0, 6]).view(2, 1, 1).repeat(1, 6, 3)
+        contrastive_loss(vectors, vectors, codes, mask, negatives, 0.1)
+        negatives[1, 0] = 99  # of a step that is not masked, which does not matter
+        contrastive_loss(vectors, vectors, codes, mask, negatives, 0.1)
+        negatives[0, 2, 1] = wrong
+        with pytest.raises(
+            ConfigError, match=r"negatives b \* T \+ t of steps of the same item, got some of another; sample_masks"
+        ):
+            contrastive_loss(vectors, vectors, codes, mask, negatives, 0.1)
+
     def test_one_masked_step_has_nothing_to_be_told_from(self) -> None:
         model = random_wav2vec2("Wav2Vec2ForPreTraining", **TINY)
         mask = torch.zeros(1, 49, dtype=torch.bool)

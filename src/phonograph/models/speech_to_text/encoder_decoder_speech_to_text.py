@@ -298,7 +298,8 @@ class Speech2TextEncoder(_Stack):
         """Features (B, L, F), attention_mask (B, L) with 0 for padding on the right -> steps (B, S, d).
 
         Raises:
-            AudioError: features of another shape or dtype, a mask that does not fit, or a clip without frames.
+            AudioError: features of another shape or dtype, a mask that does not fit, or a clip without frames; the values of
+                a mask are looked at on the CPU only.
         """
         self._check(input_features)
         run = self._run(output_attentions, output_hidden_states)
@@ -427,7 +428,7 @@ def _lengths(attention_mask: Tensor, features: Tensor) -> Tensor | None:
             "pass the one that Speech2TextFeatureExtractor returns"
         )
     lengths = mask.sum(-1)
-    if torch.compiler.is_compiling():  # a compiled graph can't look at values
+    if torch.compiler.is_compiling() or mask.device.type != "cpu":  # a graph can't look at values, and it would stall a GPU
         return lengths
     if not torch.equal(mask, inside(lengths, mask.shape[1])):
         raise AudioError("expected an attention_mask of ones, then zeros, got padding elsewhere; pad on the right")

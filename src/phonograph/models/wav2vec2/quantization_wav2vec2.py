@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phonograph.errors import ConfigError
 from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from phonograph.nn.linear import Linear
 
-__all__ = ["Quantized", "Wav2Vec2GumbelVectorQuantizer", "contrastive_loss", "gumbel_temperature"]
+__all__ = ["Quantized", "Wav2Vec2GumbelVectorQuantizer", "contrastive_loss", "gumbel_temperature", "own_places"]
+
+_IGNORED = -100
 
 
 def gumbel_temperature(step: int, start: float = 2.0, end: float = 0.5, decay: float = 0.999995) -> float:
@@ -70,20 +73,40 @@ def contrastive_loss(
 ) -> Tensor:
     """Cross-entropy, summed over masked steps, of the true target among it and its negatives (equation 3).
 
+    Cosines of all pairs of an item's steps are far fewer numbers than the vectors of all negatives, and take no wait for how
+    many steps are masked.
+
     Args:
         predicted, targets: (B, T, D).
         codes: (B, T, G), the entries that the targets come from.
         mask: (B, T) bool.
-        negatives: (B, T, N) int64, indices b * T + t.
+        negatives: (B, T, N) int64, indices b * T + t of steps of the same item.
     """
     wide = torch.promote_types(predicted.dtype, torch.float32)
-    true = mask.flatten().nonzero().squeeze(1)  # (M,)
-    chosen = torch.cat([true[:, None], negatives.flatten(0, 1)[true]], dim=1)  # (M, 1 + N)
-    among = F.normalize(targets.flatten(0, 1).to(wide), dim=-1, eps=1e-8)[chosen]
-    asked = F.normalize(predicted.flatten(0, 1)[true].to(wide), dim=-1, eps=1e-8)
-    logits = (asked[:, None] * among).sum(-1) / temperature  # no product that autocast would narrow
+    places = own_places(negatives, mask)
+    with torch.autocast(predicted.device.type, enabled=False):  # cosines need more than 8 bits
+        asked, among = (F.normalize(x.to(wide), dim=-1, eps=1e-8) for x in (predicted, targets))
+        cosines = asked @ among.transpose(1, 2)  # (B, T, T)
     # Distractors of the very entries that are sought are none. Codes are compared: vectors differ by rounding.
-    entries = codes.flatten(0, 1)[chosen]
-    same = (entries[:, 1:] == entries[:, :1]).all(-1)
-    logits = logits.masked_fill(F.pad(same, (1, 0)), float("-inf"))
-    return F.cross_entropy(logits, torch.zeros_like(true), reduction="sum")
+    same = (codes[:, :, None] == codes[:, None]).all(-1).gather(2, places)
+    wrong = cosines.gather(2, places).masked_fill(same, float("-inf"))
+    logits = torch.cat([cosines.diagonal(dim1=1, dim2=2)[..., None], wrong], dim=2) / temperature
+    labels = torch.where(mask, 0, _IGNORED)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="sum")
+
+
+def own_places(negatives: Tensor, mask: Tensor) -> Tensor:
+    """Indices b * T + t (B, T, N) of steps of the same item -> t; 0 where `mask` (B, T) is false.
+
+    Raises:
+        ConfigError: steps of another item (seen on the CPU only).
+    """
+    batch, steps = mask.shape
+    first = steps * torch.arange(batch, device=negatives.device)
+    places = (negatives - first[:, None, None]).masked_fill(~mask[..., None], 0)
+    # A look at the values would stall a GPU; there the lookup itself stops on a bad index.
+    if places.device.type == "cpu" and bool(((places < 0) | (places >= steps)).any()):
+        raise ConfigError(
+            "expected negatives b * T + t of steps of the same item, got some of another; sample_masks draws them"
+        )
+    return places

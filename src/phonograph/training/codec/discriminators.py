@@ -54,7 +54,7 @@ class StftDiscriminator(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         features = []
         for layer in self.layers:
-            x = F.leaky_relu(layer(x), _SLOPE)
+            x = F.leaky_relu(layer(x), _SLOPE, inplace=True)
             features.append(x)
         return Judgement(self.last(x), features)
 

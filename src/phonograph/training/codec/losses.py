@@ -76,13 +76,31 @@ def adversarial_loss(fake: Sequence[Judgement]) -> Tensor:
 
 
 def feature_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
-    """Mean absolute difference of each layer's features, relative to their mean size for what is real, averaged."""
-    losses = []
-    for one, other in zip(real, fake, strict=True):
-        for wanted, given in zip(one.features, other.features, strict=True):
-            wanted = wanted.detach().float()
-            losses.append(F.l1_loss(given.float(), wanted) / wanted.abs().mean().clamp_min(_QUIETEST))
-    return torch.stack(losses).mean()
+    """Mean absolute difference of each layer's features, relative to their mean size for what is real, averaged.
+
+    Under torch.distributed the sizes are those of all processes, which must call it together.
+    """
+    wanted = [feature.detach() for judgement in real for feature in judgement.features]
+    given = [feature for judgement in fake for feature in judgement.features]
+    apart = _mean_sizes([one - other for one, other in zip(given, wanted, strict=True)])
+    sizes = _over_processes(_mean_sizes(wanted), items=len(wanted[0]))
+    return (apart / sizes.clamp_min(_QUIETEST)).mean()
+
+
+def _mean_sizes(tensors: Sequence[Tensor]) -> Tensor:
+    """The mean of |x| for each x, added up in float32 at least, with neither x nor its gradient written down in that."""
+    sums = [x.abs().sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+    return torch.stack(torch._foreach_div(sums, [float(x.numel()) for x in tensors]))
+
+
+@torch.no_grad()
+def _over_processes(means: Tensor, items: int) -> Tensor:
+    """Means (N,) over the items of all processes, from those over this one's items."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return means
+    sums = torch.cat([means * items, means.new_full((1,), items)])
+    torch.distributed.all_reduce(sums)
+    return sums[:-1] / sums[-1]
 
 
 def distillation_loss(semantic: Tensor, teacher: Tensor) -> Tensor:
@@ -122,7 +140,7 @@ class GradientBalancer(nn.Module):
         names = [name for name in self.weights if name in losses]
         gradients = [self._gradient(losses[name], leaf, last=name == names[-1]) for name in names]
         norms = torch.stack([gradient.flatten(1).norm(dim=1).mean() for gradient in gradients]) * len(leaf)
-        means = self._follow(names, norms.detach())
+        means = self._follow(names, _over_processes(norms, len(leaf)))
         whole = sum(self.weights[name] for name in names)
         pairs = zip(gradients, names, means, strict=True)
         balanced = sum(gradient * (self.weights[name] / whole / mean) for gradient, name, mean in pairs)
@@ -135,9 +153,6 @@ class GradientBalancer(nn.Module):
     @torch.no_grad()
     def _follow(self, names: Sequence[str], norms: Tensor) -> Tensor:
         """Running means, with this step's norms in them, of the losses named; what isn't finite is left out of them."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(norms)
-            norms = norms / torch.distributed.get_world_size()
         missing = norms.new_full((), float("nan"))
         given = dict(zip(names, norms, strict=True))
         known = torch.stack([given.get(name, missing) for name in self.weights]).to(self.totals.dtype)

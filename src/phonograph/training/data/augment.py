@@ -229,27 +229,27 @@ def change_speed(waveforms: Tensor, lengths: Tensor, factor: float) -> tuple[Ten
     """
     ratio = Fraction(factor).limit_denominator(100)
     down, up = ratio.numerator, ratio.denominator
-    kernels, half = _speed_kernels(up, down)
+    kernels, half = _speed_kernels(up, down, waveforms.device, waveforms.dtype)
     samples = -(-waveforms.shape[1] * up // down)
     blocks = -(-samples // up)
     right = (blocks - 1) * down + kernels.shape[1] - half - waveforms.shape[1]
     padded = functional.pad(waveforms[:, None], (half, max(0, right)))
     # Output sample n * up + p lies at n * down + p * down / up: each p is a filter, applied every `down` samples.
     with torch.autocast(waveforms.device.type, enabled=False):
-        made = functional.conv1d(padded, kernels[:, None].to(waveforms), stride=down)[..., :blocks]
+        made = functional.conv1d(padded, kernels[:, None], stride=down)[..., :blocks]
     changed = made.transpose(1, 2).flatten(1)[:, :samples]
     lengths = (lengths * up + down - 1).div(down, rounding_mode="floor")
     return changed * inside(lengths, samples), lengths
 
 
-@lru_cache(maxsize=16)
-def _speed_kernels(up: int, down: int) -> tuple[Tensor, int]:
+@lru_cache(maxsize=16)  # on the device too: a copy to it in each step would wait for the step before
+def _speed_kernels(up: int, down: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, int]:
     """(up, K) filters, and how far before a block of samples they begin."""
     cutoff = _ROLL_OFF * min(1.0, up / down)
     half = math.ceil(_ZERO_CROSSINGS / cutoff)
     times = np.arange(-half, half + down) - (np.arange(up) * down / up)[:, None]
     window = np.cos(np.pi / 2 * np.clip(times * cutoff / _ZERO_CROSSINGS, -1, 1)) ** 2
-    return torch.from_numpy((cutoff * np.sinc(cutoff * times) * window).astype(np.float32)), half
+    return torch.from_numpy(cutoff * np.sinc(cutoff * times) * window).to(device, dtype), half
 
 
 def _babble(waveforms: Tensor) -> Tensor:
