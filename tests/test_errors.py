@@ -14,6 +14,7 @@ from phonograph import errors
         ("AudioError", ValueError),
         ("StreamError", Exception),
         ("TokenFileError", Exception),
+        ("DivergedError", Exception),
         ("OutputError", OSError),
         ("MissingExtraError", ImportError),
     ],

@@ -7,6 +7,7 @@ __all__ = [
     "AudioError",
     "CheckpointError",
     "ConfigError",
+    "DivergedError",
     "MissingExtraError",
     "OutputError",
     "PhonographError",
@@ -39,6 +40,10 @@ class TokenFileError(PhonographError):
     """A token file that is damaged, of another format version, or of another model."""
 
 
+class DivergedError(PhonographError):
+    """A training run whose gradients were not finite for too many steps in a row."""
+
+
 class OutputError(PhonographError, OSError):
     """A file or folder that can't be written: no permission, no such folder, no room."""
 
@@ -46,7 +51,7 @@ class OutputError(PhonographError, OSError):
 class MissingExtraError(PhonographError, ImportError):
     """An optional package that this feature needs is not installed."""
 
-    def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs the package {package}, which is not installed; run: pip install 'phonograph[{extra}]'"
-        )
+    def __init__(self, feature: str, package: str, extra: str, *more_packages: str) -> None:
+        many = f"packages {' and '.join([package, *more_packages])}, which are"
+        missing = many if more_packages else f"package {package}, which is"
+        super().__init__(f"{feature} needs the {missing} not installed; run: pip install 'phonograph[{extra}]'")

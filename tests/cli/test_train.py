@@ -64,6 +64,22 @@ def test_a_dry_run_leaves_nothing(run: Run, work: Path) -> None:
     assert (work / "kept/model/model.safetensors").exists()
 
 
+def test_stages_one_after_the_other(run: Run, work: Path) -> None:
+    one = "{task: 'linear_task:LinearTask', loop: {steps: 2}, optimizers: {main: {lr: 0.05}}%s}"
+    (work / "two.yaml").write_text(f"stages:\n  a: {one % ''}\n  b: {one % ', options: {init: stage:a}'}\n")
+    assert run("train", "two.yaml", "--dry-run").out.decode().endswith("the recipe runs; nothing was kept\n")
+    result = run("train", "two.yaml", "--set", "stages.b.loop.steps=5", "--json")
+    assert (result.code, result.err) == (0, "")
+    values = result.json()
+    assert (values["step"], values["output"], values["model"]) == (5, "runs/two", "runs/two/model")
+    assert "Stage before: a" in (work / "runs/two/model/README.md").read_text()
+    stopped = run("train", "two.yaml", "-o", "out", "--set", "stages.a.options.signal_step=0")
+    assert (stopped.code, stopped.err) == (143, "stopped after step 1; go on with --resume -o out\n")
+    assert run("train", "two.yaml", "-o", "out", "--resume").code == 0
+    wrong = run("train", "two.yaml", "--set", "stages.b.options.init=stage:c")
+    assert wrong.err == "error: two.yaml: stages.b: stage:c is no stage before it\n"
+
+
 def test_skipped_steps_are_told(run: Run) -> None:
     result = run("train", "linear.yaml", "--set", "options.nan_steps=[1, 3]")
     assert result.code == 0

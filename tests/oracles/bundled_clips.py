@@ -12,7 +12,7 @@ from memorised import SENTENCES
 from phonograph.loading.hub import BUNDLED_SPEECH
 from phonograph.training.recipe import Recipe, parse_recipe
 
-__all__ = ["NAMES", "SEQ2SEQ", "STEADY", "WAV2VEC2", "adamw", "recipe", "table"]
+__all__ = ["CODEC", "NAMES", "PRETRAINING", "RESTLESS", "SEQ2SEQ", "STEADY", "WAV2VEC2", "adamw", "log_of", "recipe", "table"]
 
 NAMES = [name for name in SENTENCES if name.startswith(("kathleen", "librispeech_1688", "ljspeech"))]
 
@@ -34,6 +34,10 @@ WAV2VEC2: dict[str, Any] = STEADY | {
     "feat_extract_norm": "layer",
     "do_stable_layer_norm": True,
 }
+RESTLESS = WAV2VEC2 | {**dict.fromkeys(STEADY, 0.1), "layerdrop": 0.4, "mask_time_prob": 0.3, "mask_feature_prob": 0.1}
+"""Everything drawn at random that there is."""
+PRETRAINING = {"num_negatives": 5, "num_codevectors_per_group": 16, "codevector_dim": 32, "proj_codevector_dim": 32}
+"""What a model needs besides to be pretrained."""
 SEQ2SEQ: dict[str, Any] = {
     "d_model": 64,
     "encoder_layers": 2,
@@ -44,6 +48,20 @@ SEQ2SEQ: dict[str, Any] = {
     "decoder_attention_heads": 4,
     "conv_channels": 64,
     "dropout": 0.0,
+}
+CODEC: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_filters": 4,
+    "codebook_size": 32,
+    "codebook_dim": 16,
+    "vector_quantization_hidden_dimension": 16,
+    "num_quantizers": 3,
+    "upsample_groups": 32,
+    "num_hidden_layers": 1,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "sliding_window": 50,
 }
 
 
@@ -75,3 +93,11 @@ def recipe(task: str, table: Path, steps: int = 1, lr: float = 1e-3, *, data: An
         "optimizers": adamw(lr),
     }
     return parse_recipe(json.dumps(values))
+
+
+def log_of(path: Path, after: int = 0) -> list[dict[str, Any]]:
+    """Losses and figures in a run's log, of what follows a step, without what depends on the clock."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [line for line in lines if line["event"] in ("steps", "figures") and line["step"] > after]
+    clock = ("time", "steps_per_second", "audio_per_second")
+    return [{name: value for name, value in line.items() if name not in clock} for line in kept]

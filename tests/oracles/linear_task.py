@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from phonograph.configuration import Rule
@@ -30,6 +31,7 @@ class LinearOptions:
     signal_step: Annotated[int, Rule("step in which the process sends itself SIGTERM")] = -1
     frozen_steps: Annotated[int, Rule("steps in which the bias is frozen", minimum=0)] = 0
     hidden: Annotated[bool, Rule("a layer that no loss uses")] = False
+    init: Annotated[str | None, Rule("folder of a result to start from")] = None
 
 
 class Batches:
@@ -67,6 +69,8 @@ class LinearTask:
     def __init__(self, options: LinearOptions, context: RunContext) -> None:
         self.options, self.context = options, context
         self.modules = nn.ModuleDict({"model": nn.Linear(3, 2)})
+        if options.init is not None:
+            self.modules["model"].load_state_dict(load_file(Path(options.init) / "model.safetensors"))
         if options.critic:
             self.modules["critic"] = nn.Linear(2, 1)
         if options.hidden:

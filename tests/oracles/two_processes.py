@@ -7,10 +7,11 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from phonograph.training import RunOptions, Trainer, parse_recipe, train
+from phonograph.training import RunOptions, Trainer, loop, parse_recipe, train
 
 FOLDER = Path(sys.argv[1])
 RANK = int(os.environ["RANK"])
@@ -58,13 +59,17 @@ def one_rank_fails() -> None:
 
 
 def one_rank_is_told_to_stop() -> None:
-    """Rank 1 gets the signal in step 2; both stop at the log's next line, and go on later."""
-    changes = {"loop__log_every": 2, "options__noise": 0.1}
-    step = recipe(**changes, options__signal_step=2) if RANK == 1 else recipe(**changes)
-    outcome = train(step, run_options("signal"))
-    assert outcome.signal == signal.SIGTERM
-    again = train(recipe(**changes), run_options("signal", resume=True))
-    (FOLDER / f"signal-{RANK}.json").write_text(json.dumps([outcome.step, again.step]))
+    """Rank 1 gets the signal in step 2; both stop at the log's next line, or when next they ask each other, and go on later."""
+    told = []
+    for log_every, seconds in ((2, 1e9), (1000, 0.0)):
+        changes = {"loop__log_every": log_every, "options__noise": 0.1}
+        step = recipe(**changes, options__signal_step=2) if RANK == 1 else recipe(**changes)
+        with mock.patch.object(loop, "_QUESTION_SECONDS", seconds):
+            outcome = train(step, run_options(f"signal-{log_every}"))
+        assert outcome.signal == signal.SIGTERM
+        again = train(recipe(**changes), run_options(f"signal-{log_every}", resume=True))
+        told += [outcome.step, again.step]
+    (FOLDER / f"signal-{RANK}.json").write_text(json.dumps(told))
 
 
 CRITIC = {"options__critic": True, "options__critic_every": 2, "optimizers__critic": {"lr": 0.02}}

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,49 @@ def test_an_interrupted_save_leaves_the_older_checkpoint(tmp_path: Path, written
     for name in (checkpoints.WEIGHTS_NAME, checkpoints.EMA_NAME):
         files = [(tmp_path / folder / "checkpoints/step-00000008" / name).read_bytes() for folder in ("whole", "parts")]
         assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "rank-0.pt", "model.safetensors", "meta.json"])
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, 4)
+    before = {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
+    make = tempfile.mkstemp
+
+    def full(**options: Any) -> tuple[int, str]:
+        handle, path = make(**options)
+        if options["prefix"] == f".{name}.":
+            os.close(handle)
+            handle = os.open("/dev/full", os.O_RDWR)
+        return handle, path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "mkstemp", full)
+        with pytest.raises(OutputError) as refused:
+            run(tmp_path, 8, resume=True)
+    message = rf"cannot write .*/\.step-00000006\.part/(model/)?{name}: No space left on device; choose another place .*"
+    assert re.fullmatch(message, str(refused.value))
+    assert {path: path.read_bytes() for path in before} == before
+    run(tmp_path, 8, resume=True)
+    assert names(tmp_path) == ["step-00000006", "step-00000008"]
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"cannot write .*log.jsonl: No space left on device; choose another place"):
+        run(tmp_path)
+
+
+def test_folders_that_cannot_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path)
+
+    def refused(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(OutputError, match=r"cannot write .*step-00000004: Read-only file system"):
+        checkpoints.prune(tmp_path, 1, None)
+    with pytest.raises(OutputError, match=r"cannot write .*meta.json: File exists"):
+        checkpoints.copy_folder(tmp_path / "model", tmp_path / "checkpoints/step-00000006/meta.json")
 
 
 def test_a_removal_that_is_interrupted_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

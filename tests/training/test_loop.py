@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import torch
 from linear_task import gradients_of
 from safetensors.torch import load_file
 
-from phonograph.errors import CheckpointError, ConfigError, MissingExtraError, PhonographError
-from phonograph.training import DivergedError, Outcome, Recipe, RunOptions, Trainer, parse_recipe, train
+from phonograph.errors import CheckpointError, ConfigError, DivergedError, MissingExtraError, PhonographError
+from phonograph.training import Outcome, Recipe, RunOptions, Trainer, parse_recipe, train
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 RECIPE: dict[str, Any] = {
@@ -166,6 +167,16 @@ def test_resuming_equals_never_stopping(tmp_path: Path, stopped_at: int) -> None
         assert same(*files)
     assert outcome.skipped == 2
     assert log(parts, "start")[0]["resumed"] is True
+
+
+def test_resuming_within_lines_of_the_log(tmp_path: Path) -> None:
+    """A line is the mean over its steps, also of those before the run was stopped."""
+    changes = {**EVERYTHING, "loop__log_every": 4, "loop__save_every": 3, "loop__evaluate_every": 7}
+    run(tmp_path / "whole", changes)
+    shutil.copytree(tmp_path / "whole/checkpoints/step-00000009", tmp_path / "parts/checkpoints/step-00000009")
+    run(tmp_path / "parts", changes, resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")[2:]
+    assert [step for step, _ in losses(tmp_path / "parts")] == [12, 16, 20]
 
 
 def _remove(folder: Path) -> None:
@@ -391,6 +402,15 @@ def test_too_many_in_a_row_stop_the_run(tmp_path: Path, log_every: int) -> None:
     assert log(tmp_path, "diverged")[0]["skipped"] == 4
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
     assert run(tmp_path, {"loop__max_nonfinite": 4}, resume=True).step == 20
+
+
+def test_a_run_that_was_stopped_so_goes_on(tmp_path: Path) -> None:
+    """Though its last checkpoint is of after too many steps in a row."""
+    changes = {"options__nan_steps": [2, 3, 4], "loop__max_nonfinite": 3, "loop__save_every": 1, "loop__log_every": 8}
+    with pytest.raises(DivergedError, match="got 3 steps in a row"):
+        run(tmp_path, changes)
+    assert log(tmp_path, "checkpoint")[-1]["step"] == 7
+    assert run(tmp_path, changes, resume=True).skipped == 3
 
 
 # --------------------------------------------------------------------------------------------------------------- averages

@@ -1,29 +1,22 @@
-"""How tasks are built: data, stages, freezing, adapters, what they refuse; and every recipe of the package, dry."""
+"""How tasks are built: data, stages, freezing, adapters, what they refuse."""
 
 import json
 
 import pytest
 import torch
-from bundled_clips import NAMES, SEQ2SEQ, WAV2VEC2, recipe, table
-from random_wav2vec2 import random_wav2vec2
+from bundled_clips import NAMES, SEQ2SEQ, recipe, table
 from tiny_arpa import write_arpa
-from tiny_tokenizers import letters_folder
+from tiny_checkpoints import SMALL, checkpoint
 
 from phonograph import (
-    Speech2TextConfig,
     Speech2TextForConditionalGeneration,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
 )
 from phonograph.errors import ConfigError
-from phonograph.training import RunOptions, bundled_recipes, read_recipe, train
+from phonograph.training import RunOptions, train
 from phonograph.training.task import RunContext
 from phonograph.training.tasks.speech import AugmentationOptions, Stages, split_decayed
-
-SMALL = WAV2VEC2 | {"hidden_size": 32, "intermediate_size": 48, "conv_dim": [16] * 4, "num_conv_pos_embeddings": 16}
-HEADS = {"tdnn_dim": [16, 24], "tdnn_kernel": [3, 1], "tdnn_dilation": [1, 1], "xvector_output_dim": 12}
 
 
 def built(tmp_path, task="ctc", *, columns=None, context=None, **options):
@@ -208,14 +201,6 @@ def test_vectors_do_not_decay():
     assert [(group.parameters[0].dim(), group.weight_decay) for group in groups] == [(2, None), (1, 0.0)]
 
 
-def checkpoint(folder, **fields):
-    """A tiny CTC checkpoint with the tokenizer of the published ones."""
-    letters_folder(folder)
-    random_wav2vec2("Wav2Vec2ForCTC", **SMALL, **HEADS, **fields).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
-    return str(folder)
-
-
 def test_a_checkpoint_keeps_its_vocabulary_or_gets_a_new_head(tmp_path):
     init = checkpoint(tmp_path / "init")
     kept = built(tmp_path, init=init, vocabulary="checkpoint", model={"hidden_dropout": 0.0})
@@ -354,56 +339,3 @@ def test_an_encoder_is_taken_over_or_refused(tmp_path):
 def test_options_that_contradict_each_other_or_the_data_are_refused(task, options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         built(tmp_path, task, columns={"same": "x"}, **options)
-
-
-# Recipes
-
-
-@pytest.mark.parametrize(("name", "megabytes"), [("wav2vec2-mini", 20), ("s2t-mini", 30)])
-def test_bundled_models_stay_within_their_size_in_float16(name, megabytes):
-    options = read_recipe(name).options
-    with torch.device("meta"):
-        if name == "wav2vec2-mini":
-            model = Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=32, **options.model))
-        else:
-            config = Speech2TextConfig(vocab_size=options.pieces + 4, **options.model)
-            model = Speech2TextForConditionalGeneration(config)
-    assert 0.7 * megabytes < 2 * model.num_parameters() / 1e6 < megabytes
-
-
-TINY_ENCODER = {f"options.model.{name}": value for name, value in SMALL.items()}
-TINY_SEQ2SEQ = {f"options.model.{name}": value for name, value in SEQ2SEQ.items()} | {"options.pieces": 60}
-DRY = {
-    "wav2vec2-mini": TINY_ENCODER | {"options.intermediate_layers": [1]},
-    "ctc-from-scratch": TINY_ENCODER | {"options.intermediate_layers": [1], "options.fewest": 1},
-    "wav2vec2-pretrain": TINY_ENCODER | {"options.model.num_negatives": 5, "options.model.num_codevectors_per_group": 8},
-    "s2t-mini": TINY_SEQ2SEQ,
-    "s2t": TINY_SEQ2SEQ,
-    "ctc-finetune": {},
-    "mms-adapter": {},
-    "classify": {},
-    "frames": {},
-    "speaker": {},
-}
-
-
-def test_every_recipe_is_tried():
-    assert DRY.keys() | {"mimi-mini"} == set(bundled_recipes())
-
-
-@pytest.mark.parametrize("name", DRY)
-def test_recipes_run_dry(name, tmp_path):
-    label = [[[0.5, 1.5, "a"]], [[0.0, 2.0, "b"]], [[1.0, 3.0, "c"]]]
-    path = table(tmp_path, segments=label, label=["a", "b", "a"])
-    path.write_text("\n".join([path.read_text(), path.read_text()]))  # two clips of each speaker
-    changes = {"options.data.held_out": str(path), "options.data.memory_gib": 1}
-    if not DRY[name]:
-        adapter = {"adapter_attn_dim": 6} if name == "mms-adapter" else {}
-        changes["options.init"] = checkpoint(tmp_path / "init", **adapter)
-        changes |= {"options.model.use_weighted_layer_sum": True} if name in ("classify", "frames", "speaker") else {}
-    run = RunOptions(output=tmp_path / "run", data=path, device="cpu", dry_run=True, quiet=True)
-    outcome = train(read_recipe(name, changes | DRY[name]), run)
-    assert outcome.step == 3
-    assert outcome.skipped == 0
-    assert outcome.figures
-    assert (outcome.model / "model.safetensors").is_file()

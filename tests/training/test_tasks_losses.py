@@ -77,11 +77,12 @@ def test_intermediate_ctc_is_the_head_after_a_layer(family):
     torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_intermediate_ctc_after_the_last_layer_is_the_ctc_loss_and_several_are_averaged():
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_intermediate_ctc_after_the_last_layer_is_the_ctc_loss_and_several_are_averaged(reduction):
     ours = random_wav2vec2("Wav2Vec2ForCTC", **FAMILIES["group"])
     audio, mask = ragged_batch()
     out = ours(audio, mask, output_hidden_states=True)
-    targets = targets_for(ours, mask)
+    targets = targets_for(ours, mask, reduction=reduction)
     last, first = (intermediate_ctc_loss(ours, out.hidden_states, [layer], targets) for layer in (2, 1))
     torch.testing.assert_close(last, ctc_loss(out.logits, targets))
     both = intermediate_ctc_loss(ours, out.hidden_states, [1, 2], targets)
@@ -94,8 +95,9 @@ def test_even_alignment_spreads_labels_over_the_steps_of_their_item():
     targets = CTCTargets(torch.tensor([6, 4, 5]), labels, torch.tensor([3, 2, 0]))
     spread = [[3, 3, 4, 4, 5, 5], [6, 6, 7, 7]]
     log_probs = logits.log_softmax(-1)
-    said = [log_probs[row, step, label] for row, labels in enumerate(spread) for step, label in enumerate(labels)]
-    torch.testing.assert_close(even_alignment_loss(logits, targets), -torch.stack(said).mean())
+    said = [torch.stack([log_probs[row, step, label] for step, label in enumerate(each)]) for row, each in enumerate(spread)]
+    expected = -(said[0].mean() + said[1].mean()) / 3  # one item says nothing
+    torch.testing.assert_close(even_alignment_loss(logits, targets), expected)
 
 
 def test_contrastive_accuracy_counts_steps_that_find_their_target():

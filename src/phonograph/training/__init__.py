@@ -9,13 +9,21 @@ class with the methods of `Task`, named in a recipe as "package.module:Class".
 """
 
 from phonograph.training.checkpoints import average_checkpoints
-from phonograph.training.loop import DivergedError, Outcome, RunOptions, Trainer, train
-from phonograph.training.recipe import LoopOptions, OptimizerOptions, Recipe, bundled_recipes, parse_recipe, read_recipe
+from phonograph.training.loop import Outcome, RunOptions, Trainer
+from phonograph.training.recipe import (
+    LoopOptions,
+    OptimizerOptions,
+    Recipe,
+    StagedRecipe,
+    bundled_recipes,
+    parse_recipe,
+    read_recipe,
+)
 from phonograph.training.schedules import ScheduleOptions
+from phonograph.training.stages import train
 from phonograph.training.task import Losses, ParameterGroup, ResumableIterator, RunContext, Task
 
 __all__ = [
-    "DivergedError",
     "LoopOptions",
     "Losses",
     "OptimizerOptions",
@@ -26,6 +34,7 @@ __all__ = [
     "RunContext",
     "RunOptions",
     "ScheduleOptions",
+    "StagedRecipe",
     "Task",
     "Trainer",
     "average_checkpoints",

@@ -11,7 +11,10 @@ from typing import Any
 
 from phonograph import __version__
 
-__all__ = ["CardFacts", "figure_table", "model_card", "source_revision"]
+__all__ = ["CardFacts", "figure_table", "joined_card", "model_card", "source_revision"]
+
+
+_TITLE = "# Model card"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown with the front matter that the Hugging Face Hub reads."""
-    lines = ["---", "library_name: phonograph", "tags: [audio, speech]", "---", "", "# Model card", ""]
+    lines = ["---", "library_name: phonograph", "tags: [audio, speech]", "---", "", _TITLE, ""]
     for heading, content in facts.description.items():
         lines += [f"## {heading.replace('_', ' ').capitalize()}", "", *_content(content), ""]
     lines += ["## Figures", "", *_markdown(*figure_table(facts.figures)), ""] if facts.figures else []
@@ -56,6 +59,15 @@ def model_card(facts: CardFacts) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def joined_card(card: str, earlier: Mapping[str, str]) -> str:
+    """A model's card, and below it what those of the models that it was made from say, by their names."""
+    parts = [card.rstrip()]
+    for name, other in earlier.items():
+        _, _, body = other.partition(f"\n{_TITLE}\n")
+        parts.append(f"## Stage before: {name}\n{body.rstrip()}".replace("\n## ", "\n### "))
+    return "\n\n".join(parts) + "\n"
 
 
 def figure_table(figures: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:

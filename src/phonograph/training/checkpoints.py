@@ -12,12 +12,14 @@ A checkpoint is written under a hidden name that is changed at the very end. Thi
     average_checkpoints("run", 5)  # the mean of the newest five, by tensor
 """
 
+import contextlib
+import io
 import json
 import math
 import os
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +41,7 @@ __all__ = [
     "best_of",
     "capture_random",
     "commit",
+    "copy_folder",
     "find_checkpoints",
     "load_state",
     "load_weights",
@@ -76,8 +79,9 @@ def begin(run: Path, step: int) -> Path:
     """
     folder = run / FOLDER
     make_folder(folder)
-    for left in folder.glob(f".{_PREFIX}*{_PART}"):
-        shutil.rmtree(left)
+    with _writing(folder):
+        for left in folder.glob(f".{_PREFIX}*{_PART}"):
+            shutil.rmtree(left)
     part = part_of(run, step)
     make_folder(part)
     return part
@@ -107,7 +111,7 @@ def replace_folder(new: Path, final: Path) -> None:
     """
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    try:
+    with _writing(final):
         if final.exists():
             os.rename(final, old)
         try:
@@ -119,19 +123,40 @@ def replace_folder(new: Path, final: Path) -> None:
         handle = os.open(final.parent, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    except OSError as error:
-        raise output_error(final, error) from error
     shutil.rmtree(old, ignore_errors=True)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder to where there is none.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    with _writing(target):
+        shutil.copytree(source, target)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
 def prune(run: Path, keep: int, best: Path | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one."""
+    """Remove all but the newest `keep` checkpoints and the best one.
+
+    Raises:
+        OutputError: the disk refused.
+    """
     for path in find_checkpoints(run)[:-keep]:
         if path != best:
             # Under a hidden name first: a removal that is interrupted leaves no half of a checkpoint.
             hidden = path.with_name(f".{path.name}{_PART}")
-            os.rename(path, hidden)
-            shutil.rmtree(hidden)
+            with _writing(path):
+                os.rename(path, hidden)
+                shutil.rmtree(hidden)
 
 
 def best_of(run: Path, figure: str | None, best_is: str) -> Path | None:
@@ -204,8 +229,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OutputError: they can't be written.
     """
+    whole = io.BytesIO()  # of a file that refuses a part of it torch tells another error
+    torch.save(dict(state), whole)
     with atomic_write(path) as file:
-        torch.save(dict(state), file)
+        file.write(whole.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -10,8 +10,11 @@ whatever the task calls in whatever way is covered, and tasks see their own modu
 moments and averages between steps, and gathers the parameters for each step.
 """
 
+import atexit
 import contextlib
 import dataclasses
+import functools
+import inspect
 import logging
 import os
 from collections.abc import Iterator
@@ -27,26 +30,42 @@ from phonograph.training.task import Losses
 
 __all__ = ["Engine", "Phases"]
 
+# Its name in newer versions of torch and in older ones.
+_DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+_BUFFERS_ARE_SENT = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"
+
 
 class _NoMorePhasesError(Exception):
     """DDP expects a backward pass after a forward that returns, but not after one that raises."""
 
 
 class Phases(nn.Module):
-    """The task's modules and the one forward that is called of them."""
+    """The task's modules and the one forward that is called of them.
+
+    Args:
+        unused: hold a parameter that no loss uses. DDP looks for such ones, and warns where the first step has none.
+        complete: give a gradient of 0 to parameters that a loss doesn't use, such as those of a layer that is dropped. FSDP
+            needs the same ones to have gradients on all processes.
+    """
 
     losses: Losses
 
-    def __init__(self, modules: nn.ModuleDict) -> None:
+    def __init__(self, modules: nn.ModuleDict, *, unused: bool = False, complete: bool = False) -> None:
         super().__init__()
+        self.complete = complete
         self.trained = modules
+        if unused:
+            self.unused = nn.Parameter(torch.zeros(()))
 
     def forward(self, iterator: Iterator[Losses]) -> Tensor:
         losses = next(iterator, None)
         if losses is None:
             raise _NoMorePhasesError
         self.losses = losses
-        return losses.total
+        if not self.complete:
+            return losses.total
+        trained = [parameter.sum() for parameter in self.trained.parameters() if parameter.requires_grad]
+        return losses.total + 0.0 * torch.stack(trained).sum()
 
 
 class Engine:
@@ -76,6 +95,8 @@ class Engine:
             precision="bf16-mixed" if options.precision == "bfloat16" else "32-true",
         )
         self.fabric.launch()
+        if self.world > 1:
+            atexit.register(_leave)
         self.rank = self.fabric.global_rank
         self.device = self.fabric.device
 
@@ -88,12 +109,19 @@ class Engine:
         if self.sharded:
             return ModelParallelStrategy(_shard, data_parallel_size=self.world, tensor_parallel_size=1)
         # Whether there were parameters without a gradient depends on the step: layers are dropped, parts are frozen.
-        return DDPStrategy(find_unused_parameters=True)
+        # Buffers are equal on all processes, as `Task` wants them, and need not be sent before each phase.
+        buffers: dict[str, Any] = {_BUFFERS_ARE_SENT: False}
+        return DDPStrategy(find_unused_parameters=True, **buffers)
 
     def set_up(self, modules: nn.ModuleDict) -> None:
         """Move the modules to the device and wrap them; under FSDP their parameters are other objects from then on."""
-        self._phases = Phases(modules)
+        by_ddp = self.world > 1 and not self.sharded
+        self._phases = Phases(modules, unused=by_ddp, complete=self.sharded)
         self._wrapped = self.fabric.setup_module(self._phases)
+        if by_ddp:
+            for parameter in modules.parameters():
+                if parameter.requires_grad:
+                    parameter.register_hook(functools.partial(_laid_out, strides=parameter.stride()))
 
     def compute(self, iterator: Iterator[Losses]) -> Losses | None:
         """The next phase's losses, None after the last."""
@@ -142,9 +170,24 @@ class Engine:
         return f"{self.world} x {name}"
 
 
+def _leave() -> None:
+    """Before Python ends: the threads of a group that is still there may wake up after it and abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _laid_out(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """With its parameter's strides, in which DDP sends it, and without which it warns; convolutions give others."""
+    if gradient.stride() == strides:
+        return gradient
+    return torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
+
+
 def _shard(module: nn.Module, mesh: Any) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP takes no others, and convolutions keep channels last
     fully_shard(module, mesh=mesh["data_parallel"])
     return module
 

@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phonograph.errors import CheckpointError, ConfigError, PhonographError
+from phonograph.errors import CheckpointError, ConfigError, DivergedError
 from phonograph.files import atomic_write, make_folder
 from phonograph.training import checkpoints
 from phonograph.training.card import CardFacts, model_card
@@ -34,16 +34,13 @@ from phonograph.training.progress import Report, report_to
 from phonograph.training.recipe import LoopOptions, OptimizerOptions, Recipe
 from phonograph.training.task import Batch, Losses, ParameterGroup, RunContext, Task
 
-__all__ = ["DivergedError", "Outcome", "RunOptions", "Trainer", "train"]
+__all__ = ["Outcome", "RunOptions", "Trainer", "train"]
 
 RECIPE_NAME = "recipe.yaml"
 CARD_NAME = "README.md"
 _DRY_RUN_STEPS = 3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class DivergedError(PhonographError):
-    """A run whose gradients were not finite for too many steps in a row."""
+_QUESTION_SECONDS = 5.0  # well below the 30 that torchrun leaves its processes to end in
 
 
 @dataclass(frozen=True)
@@ -158,6 +155,8 @@ class Trainer:
         with self._report() as report, _interrupts() as received:
             report.event("start", step=self.step, resumed=self._resumed is not None, processes=self.engine.world)
             begun = _Clock(self.seconds)
+            questions = _Questions(self.step)
+            self._tell_schedules()
             stopped: int | None = None
             while self.step < self.loop.steps:
                 self.train_step()
@@ -166,11 +165,12 @@ class Trainer:
                 boundary = self.step % self.loop.log_every == 0 or self.step == self.loop.steps
                 if boundary:
                     self._tell(report)
+                    self._tell_schedules()
                 if _due(self.loop.evaluate_every, self.step):
                     self._evaluate(report)
-                # Several processes agree at the log's steps only: asking each other makes them wait for their devices.
-                if boundary or self.engine.world == 1:
-                    stopped, over, save = self._agree(received, begun)
+                # Several processes agree every few seconds only: asking each other makes them wait for their devices.
+                if boundary or self.engine.world == 1 or self.step >= questions.next_step:
+                    stopped, over, save = self._agree(received, begun, questions)
                     if stopped is not None or over or self.step == self.loop.steps:
                         break
                 else:
@@ -234,13 +234,23 @@ class Trainer:
                 )
         report.steps_done(self.step, _finite(values))
 
-    def _agree(self, received: list[int], begun: "_Clock") -> tuple[int | None, bool, bool]:
+    def _tell_schedules(self) -> None:
+        """How much of the time is gone, at the log's steps only: the first process's clock has to become everyone's."""
+        if self.loop.max_minutes is not None:
+            gone = self.engine.fabric.broadcast(self.seconds / (60 * self.loop.max_minutes))
+            for part in self.parts:
+                part.time_gone = min(gone, 1.0)
+
+    def _agree(self, received: list[int], begun: "_Clock", questions: "_Questions") -> tuple[int | None, bool, bool]:
         """The signal that any process has got, whether the time is over, and whether it is time for a checkpoint."""
-        over = self.loop.max_minutes is not None and begun.seconds >= 60 * self.loop.max_minutes
+        over = self.loop.max_minutes is not None and self.seconds >= 60 * self.loop.max_minutes
         save = self.loop.save_minutes is not None and begun.seconds_unsaved >= 60 * self.loop.save_minutes
         flags = [*(number in received for number in _SIGNALS), over, save]
         if self.engine.world > 1:
-            flags = [count > 0 for count in self.engine.sum(torch.tensor(flags, device=self.engine.device).float()).tolist()]
+            said = torch.tensor([*flags, questions.seconds], device=self.engine.device)
+            *counts, seconds = self.engine.sum(said).tolist()
+            questions.answered(self.step, seconds / self.engine.world)
+            flags = [count > 0 for count in counts]
         stopped = next((int(number) for number, flag in zip(_SIGNALS, flags[:2], strict=True) if flag), None)
         return stopped, flags[2], flags[3]
 
@@ -301,6 +311,7 @@ class Trainer:
             "parts": {part.name: part.state() for part in self.parts},
             "random": checkpoints.capture_random(self.engine.device),
             "batches": self.batches.state(),
+            "sums": self._sums.state(),
         }
 
     def _load_weights(self) -> None:
@@ -331,6 +342,7 @@ class Trainer:
             for name, average in self.ema.averages.items():
                 assign_full(average, saved[name])
         self.batches.restore(state["batches"])
+        self._sums.restore(state["sums"])
         checkpoints.restore_random(state["random"], self.engine.device)
         self.step = self._saved = meta["step"]
         self.seconds, self.figures = meta["seconds"], meta["figures"]
@@ -390,7 +402,7 @@ class Trainer:
                 self.task.save(part)
             figures, result = self.figures, f"the mean of {self.loop.average} checkpoints"
         else:
-            shutil.copytree(source / checkpoints.MODEL_NAME, part)
+            checkpoints.copy_folder(source / checkpoints.MODEL_NAME, part)
         facts = CardFacts(
             self.task.describe(), figures, self.recipe.to_yaml(), self.step, self.seconds, self.engine.description(), result
         )
@@ -441,6 +453,14 @@ class _Sums:
         weighted = torch.stack([torch.where(known, values, 0.0), known.float()]) * losses.weight
         self._sums[names] = self._sums[names] + weighted if names in self._sums else weighted
 
+    def state(self) -> list[tuple[tuple[str, ...], Tensor]]:
+        """What has not been told yet, without how fast it went."""
+        return [(names, sums.cpu()) for names, sums in self._sums.items()]
+
+    def restore(self, state: Sequence[tuple[tuple[str, ...], Tensor]]) -> None:
+        """Go back to what `state()` gave."""
+        self._sums = {names: sums.to(self._engine.device) for names, sums in state}
+
     def means(self) -> dict[str, float]:
         """By name, over all steps, micro-batches and processes since the last time, and how fast they went."""
         elapsed = max(time.perf_counter() - self._started, 1e-9)
@@ -475,6 +495,29 @@ class _Clock:
     @property
     def seconds_unsaved(self) -> float:
         return time.perf_counter() - self._saved_at
+
+
+class _Questions:
+    """When processes ask each other next: after some seconds, at a step that all of them work out alike.
+
+    Attributes:
+        next_step: ask once so many steps are done.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.next_step = step + 1
+        self._step, self._start = step, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the last answer, on this process's clock."""
+        return time.perf_counter() - self._start
+
+    def answered(self, step: int, seconds: float) -> None:
+        """All have been told that the steps since the last answer took `seconds`."""
+        steps = _QUESTION_SECONDS * (step - self._step) / seconds
+        self.next_step = step + max(1, int(steps))
+        self._step, self._start = step, time.perf_counter()
 
 
 def _parts(task: Task, optimizers: Mapping[str, OptimizerOptions], loop: LoopOptions, sharded: bool) -> list[TrainedPart]:

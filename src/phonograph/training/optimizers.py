@@ -42,6 +42,7 @@ class TrainedPart:
     """The parameters of one optimiser, from gradients to steps.
 
     Attributes:
+        time_gone: share of the run's time, 0 to 1, for schedules that must be complete when it is over.
         counters: (3,) int64 on the device: steps skipped as their gradients were not finite, those in a row up to now, and the
             longest such row since it was last set to 0.
         grad_norm: () float32, of the last step before clipping.
@@ -64,12 +65,13 @@ class TrainedPart:
             fused=True,
         )
         device = self.parameters[0].device
+        self.time_gone = 0.0
         self.counters = torch.zeros(3, dtype=torch.int64, device=device)
         self.grad_norm = torch.zeros((), device=device)
 
     def lr(self, step: int) -> float:
         """The learning rate of a step, without the groups' own factors."""
-        return self.options.lr * factor(self.options.schedule, step, self.total_steps)
+        return self.options.lr * factor(self.options.schedule, step, self.total_steps, self.time_gone)
 
     def activate(self, step: int, wanted: bool) -> None:
         """Let the parameters collect gradients, those of groups that are still frozen excepted, or let none of them."""
@@ -120,6 +122,7 @@ class TrainedPart:
         }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.counters = state["counters"].to(self.counters.device)
+        self.counters[2] = 0  # who goes on after too long a row has mended what was wrong
 
 
 def _own(value: float | None, default: float) -> float:

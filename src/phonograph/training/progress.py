@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import io
 import json
 import sys
 import time
@@ -43,14 +44,17 @@ class Report:
 
 
 class _Logged(Report):
-    def __init__(self, log: Any, trackers: "Sequence[_Tracker]", bar: "_Bar | None") -> None:
+    def __init__(self, log: io.FileIO, trackers: "Sequence[_Tracker]", bar: "_Bar | None") -> None:
         self._log = log
         self._trackers = trackers
         self._bar = bar
 
     def event(self, event: str, **values: Any) -> None:
-        self._log.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
-        self._log.flush()
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n"
+        try:
+            self._log.write(line.encode())
+        except OSError as error:
+            raise output_error(self._log.name, error) from error
 
     def steps_done(self, step: int, values: Mapping[str, float]) -> None:
         self.event("steps", step=step, **values)
@@ -147,7 +151,8 @@ def report_to(
             used.append(_TensorBoard(folder) if name == "tensorboard" else _Wandb(folder, config))
             stack.callback(used[-1].close)
         try:
-            log = stack.enter_context((folder / LOG_NAME).open("a", encoding="utf-8"))
+            # Without a buffer, which would be written again, and refused again, when it is closed.
+            log = stack.enter_context((folder / LOG_NAME).open("ab", buffering=0))
         except OSError as error:
             raise output_error(folder / LOG_NAME, error) from error
         bar = None if quiet or not sys.stderr.isatty() else _Bar(stack.enter_context(_bars()), total_steps)

@@ -9,6 +9,13 @@
     recipe = read_recipe("ctc.yaml", {"loop.steps": 100})
     recipe.options, recipe.loop, recipe.optimizers
 
+or of several such recipes, one after the other, each by its name; `stage:NAME` in the options of a later one is the model that
+an earlier one has made:
+
+    stages:
+      pretrain: {task: pretraining, ...}
+      ctc: {task: ctc, options: {init: "stage:pretrain", ...}, ...}
+
 Every field is declared once, on a dataclass, with its rule; unknown and missing keys and wrong values are refused, all of them
 at once and each by its path. It knows no task beyond its name.
 """
@@ -36,6 +43,7 @@ __all__ = [
     "LoopOptions",
     "OptimizerOptions",
     "Recipe",
+    "StagedRecipe",
     "bundled_recipes",
     "parse_recipe",
     "parse_value",
@@ -54,6 +62,8 @@ TASKS = {
     "classification": "phonograph.training.tasks.classification:ClassificationTask",
 }
 
+_STAGE = "stage:"
+_KEYS = ("task", "options", "loop", "optimizers")
 _Options = TypeVar("_Options")
 
 
@@ -128,9 +138,28 @@ class Recipe:
         """The task, with its models and its data."""
         return cast("Task", task_class(self.task)(self.options, context))
 
+    def with_models(self, folders: Mapping[str, str]) -> "Recipe":
+        """The recipe with the folders of other stages' models, by their names, in the place of `stage:NAME`."""
+        if not folders:
+            return self
+        options = _replaced(self.values.get("options", {}), {_STAGE + name: folder for name, folder in folders.items()})
+        return _single({**self.values, "options": options}, "recipe")
+
     def to_yaml(self) -> str:
         """The recipe as a file."""
-        return cast(str, _yaml().safe_dump(self.values, sort_keys=False, allow_unicode=True))
+        return _dumped(self.values)
+
+
+@dataclass(frozen=True)
+class StagedRecipe:
+    """Checked recipes that follow one another, by name, and the plain values they were read from."""
+
+    stages: dict[str, Recipe]
+    values: dict[str, Any]
+
+    def to_yaml(self) -> str:
+        """The recipe as a file."""
+        return _dumped(self.values)
 
 
 def bundled_recipes() -> list[str]:
@@ -138,11 +167,11 @@ def bundled_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def read_recipe(name_or_path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(name_or_path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Recipe | StagedRecipe:
     """Read a recipe from a YAML file, or one of `bundled_recipes()` by its name.
 
     Args:
-        overrides: values by dotted path ("optimizers.main.lr"), set before anything is checked.
+        overrides: values by dotted path ("optimizers.main.lr", "stages.ctc.loop.steps"), set before anything is checked.
 
     Raises:
         ConfigError: no such file, no YAML, or values that break a rule; the message holds every fault.
@@ -161,7 +190,7 @@ def read_recipe(name_or_path: str | os.PathLike[str], overrides: Mapping[str, An
     return parse_recipe(text, overrides, str(path))
 
 
-def parse_recipe(text: str, overrides: Mapping[str, Any] | None = None, origin: str = "recipe") -> Recipe:
+def parse_recipe(text: str, overrides: Mapping[str, Any] | None = None, origin: str = "recipe") -> Recipe | StagedRecipe:
     """As `read_recipe`, from the text of a recipe.
 
     Raises:
@@ -172,24 +201,55 @@ def parse_recipe(text: str, overrides: Mapping[str, Any] | None = None, origin: 
         raise ConfigError(f"{origin} must hold keys and values (task, options, loop, optimizers), got {type(values).__name__}")
     for path, value in (overrides or {}).items():
         _set(values, path.split("."), value, path)
+    return _staged(values, origin) if "stages" in values else _single(values, origin)
+
+
+def _single(values: dict[str, Any], origin: str) -> Recipe:
     faults: list[str] = []
+    recipe = _checked(values, "", faults)
+    if recipe is None:
+        raise ConfigError(f"{origin}: " + "; ".join(faults))
+    return recipe
+
+
+def _staged(values: dict[str, Any], origin: str) -> StagedRecipe:
+    faults = [f"{key} is no key of a recipe with stages; put it into a stage" for key in values if key != "stages"]
+    stages = values["stages"]
+    if not isinstance(stages, dict) or not stages:
+        raise ConfigError(f"{origin}: stages must hold recipes by their names, got {stages!r}")
+    checked: dict[str, Recipe | None] = {}
+    for name, each in stages.items():
+        path = f"stages.{name}"
+        if not isinstance(each, dict):
+            faults.append(f"{path} must hold keys and values ({', '.join(_KEYS)}), got {each!r}")
+            continue
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", str(name)):
+            faults.append(f"{path}: a stage's name has lower-case letters, digits and hyphens only")
+        wanted = [text.removeprefix(_STAGE) for text in _texts(each.get("options")) if text.startswith(_STAGE)]
+        faults += [f"{path}: {_STAGE}{other} is no stage before it" for other in wanted if other not in checked]
+        checked[name] = _checked(each, f"{path}.", faults)
+    if faults:
+        raise ConfigError(f"{origin}: " + "; ".join(faults))
+    return StagedRecipe(cast(dict[str, Recipe], checked), values)
+
+
+def _checked(values: dict[str, Any], prefix: str, faults: list[str]) -> Recipe | None:
+    """One recipe; None if there are faults, which are added."""
+    before = len(faults)
     name = values.get("task")
     options_class: Any = None
     try:
         options_class = task_class(name).Options
     except ConfigError as error:
-        faults.append(str(error))
+        faults.append(prefix + str(error))
     sections: dict[str, Any] = {}
     for key, kind in (("loop", LoopOptions), ("optimizers", dict[str, OptimizerOptions]), ("options", options_class)):
         if kind is not None:
-            sections[key] = _convert(kind, values.get(key, {}), key, faults)
-    known = ("task", "options", "loop", "optimizers")
-    faults += [f"{key} is no key of a recipe ({', '.join(known)})" for key in values if key not in known]
-    if not faults and not sections["optimizers"]:
-        faults.append("optimizers must hold at least one optimiser")
-    if faults:
-        raise ConfigError(f"{origin}: " + "; ".join(faults))
-    return Recipe(cast(str, name), values=values, **sections)
+            sections[key] = _convert(kind, values.get(key, {}), prefix + key, faults)
+    faults += [f"{prefix}{key} is no key of a recipe ({', '.join(_KEYS)})" for key in values if key not in _KEYS]
+    if len(faults) == before and not sections["optimizers"]:
+        faults.append(f"{prefix}optimizers must hold at least one optimiser")
+    return None if len(faults) > before else Recipe(cast(str, name), values=values, **sections)
 
 
 def parse_value(text: str) -> Any:
@@ -280,12 +340,34 @@ def _rule_faults(declared: Field, path: str, value: Any) -> Iterator[str]:
         yield fault
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """All texts among values, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+    """Values with some texts in the place of others, however deep."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, texts) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, texts) for item in value]
+    return texts.get(value, value) if isinstance(value, str) else value
+
+
 def _set(values: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
             raise ConfigError(f"cannot set {path}: {key} holds {values!r}, no keys and values")
     values[keys[-1]] = value
+
+
+def _dumped(values: dict[str, Any]) -> str:
+    return cast(str, _yaml().safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _yaml() -> Any:

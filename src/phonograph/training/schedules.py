@@ -11,7 +11,8 @@ of `decay_steps` gone since then (by default all steps that are left) and f = `f
     tri_stage     f ** t, with f > 0             (SpecAugment, Park et al. 2019; fairseq's tri_stage)
     inverse_sqrt  sqrt(w / (w + n)), n steps after warm-up and hold, w = warmup_steps   (Vaswani et al. 2017)
 
-and stay at f after that. It knows no optimiser.
+and stay at f after that. A run that must end after some minutes tells the share of its time that is gone: once that is ahead of
+the share of its steps, the decay follows the clock and is complete when the time is over. It knows no optimiser.
 """
 
 import math
@@ -54,11 +55,15 @@ class ScheduleOptions:
             )
 
 
-def factor(options: ScheduleOptions, step: int, total_steps: int) -> float:
-    """The factor of the peak learning rate for the step that follows `step` finished ones, of `total_steps` in all."""
+def factor(options: ScheduleOptions, step: int, total_steps: int, time_gone: float = 0.0) -> float:
+    """The factor of the peak learning rate for the step that follows `step` finished ones, of `total_steps` in all.
+
+    Args:
+        time_gone: share, 0 to 1, of the run's time; what comes after warm-up is as far as the farther of steps and time.
+    """
     if step < options.warmup_steps:
         return options.initial_factor + (1 - options.initial_factor) * step / options.warmup_steps
-    since = step - options.warmup_steps - options.hold_steps
+    since = max(step, time_gone * total_steps) - options.warmup_steps - options.hold_steps
     if since <= 0 or options.kind == "constant":
         return 1.0
     if options.kind == "inverse_sqrt":

@@ -24,7 +24,8 @@ Rules for a task:
 - Nothing may read a value back from the device in `losses` (`.item()`, `.cpu()`); the loop reads the figures now and then.
 - Randomness comes from torch's global generators, Python's `random` and numpy's legacy generator, which checkpoints hold; or
   from the step, or from what `state()` of the batches tells.
-- What a task remembers between steps other than in modules goes into registered buffers of `modules`.
+- What a task remembers between steps other than in modules goes into registered buffers of `modules`. On several processes it
+  keeps them equal itself: what moves them is summed over all (`torch.distributed.all_reduce`), or the first one's draw sent.
 - A step whose gradients are not finite changes no parameter. A task that updates buffers in `losses` (batch norm, EMA
   codebooks) has to keep them finite itself.
 """

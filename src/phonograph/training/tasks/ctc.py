@@ -36,6 +36,7 @@ from phonograph.nn.masks import inside
 from phonograph.training.data import SpeechBatch
 from phonograph.training.evaluation import error_rates
 from phonograph.training.features import wav2vec2_inputs
+from phonograph.training.filterbank import start_as_filterbank
 from phonograph.training.losses import CTCTargets, ctc_loss, even_alignment_loss, intermediate_ctc_loss
 from phonograph.training.task import Batch, Losses, ParameterGroup, RunContext
 from phonograph.training.tasks.speech import Needs, SpeechOptions, SpeechTask, split_decayed
@@ -71,6 +72,7 @@ class CTCOptions(SpeechOptions):
     model: Annotated[dict[str, Any], Rule("fields of Wav2Vec2Config, over those of the checkpoint")] = field(
         default_factory=dict
     )
+    filterbank_start: Annotated[bool, Rule("a new model's first convolution begins as a mel filter bank")] = False
     vocabulary: Annotated[str, Rule("where tokens come from", choices=_VOCABULARIES)] = "transcripts"
     fewest: Annotated[int, Rule("characters that occur less often become <unk>", minimum=1)] = 1
     spelling: Spelling = field(default_factory=Spelling)
@@ -93,6 +95,8 @@ class CTCOptions(SpeechOptions):
             faults.append("init=None, vocabulary='checkpoint': there is none; choose transcripts or english")
         if self.init is None and self.adapter is not None:
             faults.append(f"init=None, adapter={self.adapter!r}: an adapter needs a checkpoint to adapt")
+        if self.init is not None and self.filterbank_start:
+            faults.append(f"init={self.init!r}, filterbank_start=True: a checkpoint keeps its convolutions; leave one out")
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -131,10 +135,10 @@ class CTCTask(SpeechTask):
             return Wav2Vec2Processor.from_pretrained(options.init)
         tokens = ENGLISH if options.vocabulary == "english" else None
         texts = [item.text for item in self.training]
-        folder = self.context.folder / "vocabulary"
-        tokenizer: Wav2Vec2CTCTokenizer = character_tokenizer(
-            texts, folder, tokens=tokens, fewest=options.fewest, language=options.adapter
-        )
+        with self.vocabulary_folder() as folder:
+            tokenizer: Wav2Vec2CTCTokenizer = character_tokenizer(
+                texts, folder, tokens=tokens, fewest=options.fewest, language=options.adapter
+            )
         if options.init is not None:
             return Wav2Vec2Processor(Wav2Vec2FeatureExtractor.from_pretrained(options.init), tokenizer)
         masked = options.model.get("feat_extract_norm") == "layer"
@@ -146,7 +150,10 @@ class CTCTask(SpeechTask):
         if options.vocabulary != "checkpoint":
             fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         if options.init is None:
-            return Wav2Vec2ForCTC(Wav2Vec2Config(**fields))
+            model = Wav2Vec2ForCTC(Wav2Vec2Config(**fields))
+            if options.filterbank_start:
+                start_as_filterbank(model.wav2vec2.feature_extractor, _RATE)
+            return model
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="expected the tensors of Wav2Vec2ForCTC", category=UserWarning)
             return Wav2Vec2ForCTC.from_pretrained(options.init, ignore_mismatched_sizes=True, **fields)
@@ -208,7 +215,7 @@ class CTCTask(SpeechTask):
         targets = CTCTargets(
             steps,
             batch["labels"],
-            torch.tensor(batch["label_lengths"], device=steps.device),
+            torch.tensor(batch["label_lengths"]),
             blank=model.config.pad_token_id or 0,
             zero_infinity=model.config.ctc_zero_infinity,
         )

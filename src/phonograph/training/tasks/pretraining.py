@@ -29,6 +29,7 @@ from phonograph.models.wav2vec2.quantization_wav2vec2 import gumbel_temperature
 from phonograph.nn.masks import inside
 from phonograph.training.data import SpeechBatch
 from phonograph.training.features import wav2vec2_inputs
+from phonograph.training.filterbank import start_as_filterbank
 from phonograph.training.losses import contrastive_accuracy
 from phonograph.training.task import Batch, Losses, ParameterGroup, RunContext
 from phonograph.training.tasks.speech import Needs, SpeechOptions, SpeechTask, split_decayed
@@ -43,18 +44,21 @@ class PretrainingOptions(SpeechOptions):
     """What is pretrained, and how.
 
     Raises:
-        ConfigError: the temperature would rise.
+        ConfigError: the temperature would rise, or a checkpoint's convolutions are to begin anew.
     """
 
     init: Annotated[str | None, Rule("checkpoint to go on from; None starts from nothing")] = None
     model: Annotated[dict[str, Any], Rule("fields of Wav2Vec2Config, over those of the checkpoint")] = field(
         default_factory=dict
     )
+    filterbank_start: Annotated[bool, Rule("a new model's first convolution begins as a mel filter bank")] = False
     temperature_start: Annotated[float, Rule("of the Gumbel softmax at the first step", above=0)] = 2.0
     temperature_end: Annotated[float, Rule("below which it does not fall: 0.5 for BASE, 0.1 for LARGE", above=0)] = 0.5
     temperature_decay: Annotated[float, Rule("factor of each step", above=0, maximum=1)] = 0.999995
 
     def __post_init__(self) -> None:
+        if self.init is not None and self.filterbank_start:
+            raise ConfigError(f"init={self.init!r}, filterbank_start=True: a checkpoint keeps its convolutions; leave one out")
         if self.temperature_end > self.temperature_start:
             raise ConfigError(
                 f"temperature_start={self.temperature_start}, temperature_end={self.temperature_end}: it falls; swap them"
@@ -77,6 +81,8 @@ class PretrainingTask(SpeechTask):
         self.options = options
         if options.init is None:
             self.model = Wav2Vec2ForPreTraining(Wav2Vec2Config(**options.model))
+            if options.filterbank_start:
+                start_as_filterbank(self.model.wav2vec2.feature_extractor, self.extractor.sampling_rate)
         else:
             self.model = Wav2Vec2ForPreTraining.from_pretrained(options.init, **options.model)
         self.modules = nn.ModuleDict({"model": self.model})
@@ -102,7 +108,7 @@ class PretrainingTask(SpeechTask):
             "diversity": cast(Tensor, out.diversity_loss).detach() / count,
             "perplexity": cast(Tensor, out.codevector_perplexity).detach(),
             "accuracy": _accuracy(out, masked, negatives),
-            "temperature": torch.tensor(temperature),
+            "temperature": torch.full((), temperature, device=masked.device),
         }
         yield Losses(_OPTIMIZER, cast(Tensor, out.loss) / count, parts, weight=count)
 

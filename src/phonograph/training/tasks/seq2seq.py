@@ -116,13 +116,14 @@ class Seq2SeqTask(SpeechTask):
         options = self.options
         if options.init is not None:
             return Speech2TextProcessor.from_pretrained(options.init)
-        tokenizer = pieces_tokenizer(
-            (item.text for item in self.training),
-            self.context.folder / "vocabulary",
-            size=cast(int, options.pieces),
-            languages=options.languages,
-            kind=options.pieces_kind,
-        )
+        with self.vocabulary_folder() as folder:
+            tokenizer = pieces_tokenizer(
+                (item.text for item in self.training),
+                folder,
+                size=cast(int, options.pieces),
+                languages=options.languages,
+                kind=options.pieces_kind,
+            )
         bins = options.model.get("input_feat_per_channel", 80)
         return Speech2TextProcessor(Speech2TextFeatureExtractor(feature_size=bins, num_mel_bins=bins), tokenizer)
 
@@ -165,7 +166,7 @@ class Seq2SeqTask(SpeechTask):
         return torch.tensor([*language, *text, tokenizer.eos_token_id], dtype=torch.int64)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
-        """Cross-entropy with smoothed labels, a mean over tokens, and CTC, a mean over utterances, in their shares."""
+        """Cross-entropy with smoothed labels and CTC in their shares, both a mean over the tokens of the labels."""
         options = self.options
         features, frames = self._features(batch["waveforms"], batch["lengths"], step)
         mask = inside(frames, features.shape[1]).long()
@@ -175,8 +176,8 @@ class Seq2SeqTask(SpeechTask):
             logits = self.modules["ctc_head"](out.encoder_last_hidden_state)
             steps = self.model._get_feat_extract_output_lengths(frames)
             blank = self.model.config.vocab_size
-            counts = torch.tensor(batch["said_lengths"], device=steps.device)
-            ctc = ctc_loss(logits, CTCTargets(steps, batch["said"], counts, blank))
+            counts = torch.tensor(batch["said_lengths"])
+            ctc = ctc_loss(logits, CTCTargets(steps, batch["said"], counts, blank, reduction="sum")) / batch["tokens"]
             total = (1 - options.ctc_weight) * total + options.ctc_weight * ctc
             parts["ctc"] = ctc
         yield Losses(_OPTIMIZER, total, parts, weight=batch["tokens"])

@@ -8,7 +8,9 @@ A model that starts from nothing learns sooner from short and clean speech: a re
 and let augmentation grow from none to all over some thousand steps. It knows no model.
 """
 
+import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +215,18 @@ class SpeechTask:
         raise NotImplementedError
 
     # Data
+
+    @contextlib.contextmanager
+    def vocabulary_folder(self) -> Iterator[Path]:
+        """Where files of a vocabulary are written and read: below the run's folder by the first process, elsewhere by others.
+
+        All processes make the same one, of the same texts.
+        """
+        if self.context.rank == 0:
+            yield self.context.folder / "vocabulary"
+            return
+        with tempfile.TemporaryDirectory(prefix="phonograph-vocabulary-") as folder:
+            yield Path(folder)
 
     def batches(self, rank: int, world: int, seed: int) -> ResumableIterator:
         """Training batches of one process: short utterances first, if the recipe says so."""
