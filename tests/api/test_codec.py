@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memorised import CTC, S2T
 from random_mimi import ODD, TINY, random_mimi
 
 import phonograph
-from phonograph import Audio, MimiModel, SpeechTokens, audio
+from phonograph import Audio, MimiConfig, MimiModel, SpeechTokens, audio
 from phonograph.api import codebooks_for_bitrate, decode_stream, load_codec
 from phonograph.errors import AudioError, CheckpointError, ConfigError, StreamError, TokenFileError
 
@@ -67,6 +68,16 @@ class TestEncode:
         assert mixed == phonograph.encode(samples.mean(0), tiny)
         stereo = random_mimi(**ODD["stereo, attention bias, two semantic"])
         np.testing.assert_array_equal(phonograph.encode(samples, stereo).codes, codes_of(stereo, samples))
+
+    @pytest.mark.parametrize("batch_size", [1, 2])
+    def test_tensors_are_as_arrays(self, tiny: MimiModel, batch_size: int) -> None:
+        samples = chirp(0.1, channels=2)
+        expected = phonograph.encode(samples, tiny)
+        for tensor in (torch.from_numpy(samples), torch.from_numpy(samples).double().requires_grad_()):
+            assert phonograph.encode(tensor, tiny) == expected
+            assert phonograph.encode([tensor, samples], tiny, batch_size=batch_size) == [expected, expected]
+        half = torch.from_numpy(samples).bfloat16()
+        assert phonograph.encode(half, tiny) == phonograph.encode(half.float().numpy(), tiny)
 
     @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
     def test_lists_keep_their_order(self, tiny: MimiModel, batch_size: int, tmp_path: Path) -> None:
@@ -132,6 +143,19 @@ class TestEncode:
         assert load_codec(tmp_path) is load_codec(str(tmp_path))
         assert load_codec(tiny) is tiny
         assert phonograph.encode(samples).model_id == "mimi-mini"
+
+    def test_the_config_is_looked_for_once(self, tiny: MimiModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And left to the model where there is none, or where it may be that of a model beside it, as the moshi package's."""
+        tiny.save_pretrained(tmp_path / "a")
+        tiny.save_pretrained(tmp_path / "b")
+        (tmp_path / "b/config.json").unlink()
+        given: list[Any] = []
+        monkeypatch.setattr(MimiModel, "from_pretrained", lambda name, *, config, **_: given.append(config))
+        for name in ("a", "b"):
+            load_codec(tmp_path / name)
+        load_codec(CTC / "model.safetensors")
+        assert given[0].to_dict() == MimiConfig.from_pretrained(tmp_path / "a").to_dict()
+        assert given[1:] == [None, None]
 
 
 class TestDecode:
@@ -269,12 +293,38 @@ class TestRefusals:
             (np.zeros((1, 0), np.float32), "got none"),
             (np.zeros((1, 10), np.int16), "got int16"),
             (np.zeros((5, 100), np.float32), "channels"),
+            (chirp(0.1) * np.float32(np.nan), "expected finite samples, got NaN or infinite ones; repair this audio or export"),
+            (chirp(0.1) * np.float32(1e30), r"expected samples in \[-1, 1\], got a peak of 3e\+29; divide integers by their"),
+            (np.round(chirp(0.1) * 32767), r"expected samples in \[-1, 1\], got a peak of \d+; divide integers by their full"),
         ],
     )
-    def test_audio(self, tiny: MimiModel, samples: np.ndarray, match: str) -> None:
-        for speech in (samples, [samples]):
+    @pytest.mark.parametrize("batch_size", [1, 2])
+    def test_audio(self, tiny: MimiModel, samples: np.ndarray, match: str, batch_size: int) -> None:
+        with pytest.raises(AudioError, match=match):
+            phonograph.encode(samples, tiny, sampling_rate=16000, batch_size=batch_size)
+        with pytest.raises(AudioError, match=f"^item 1: .*{match}"):
+            phonograph.encode([chirp(0.1), samples], tiny, batch_size=batch_size)
+
+    @pytest.mark.parametrize("batch_size", [1, 2])
+    def test_files_are_named(self, tiny: MimiModel, tmp_path: Path, batch_size: int) -> None:
+        audio.save(tmp_path / "x.wav", chirp(0.1) * 1000, RATE, subtype="FLOAT")
+        for speech in (tmp_path / "x.wav", [chirp(0.1), str(tmp_path / "x.wav")]):
+            with pytest.raises(AudioError, match=r"x\.wav: expected samples in \[-1, 1\], got a peak of \d+"):
+                phonograph.encode(speech, tiny, batch_size=batch_size)
+
+    @pytest.mark.parametrize("batch_size", [1, 2])
+    def test_something_else_than_speech(self, tiny: MimiModel, batch_size: int) -> None:
+        for speech, match in (
+            (None, "^expected a path, .* got NoneType"),
+            (5, "got int; pass"),
+            ([0.1], "^item 0: .* got float"),
+        ):
             with pytest.raises(AudioError, match=match):
-                phonograph.encode(speech, tiny)
+                phonograph.encode(speech, tiny, batch_size=batch_size)  # type: ignore[call-overload]
+
+    def test_rates(self, tiny: MimiModel) -> None:
+        with pytest.raises(AudioError, match="expected sampling_rate from 1000 to 768000 Hz, got 0; pass the rate in Hz"):
+            phonograph.encode(chirp(0.1), tiny, sampling_rate=0)
 
     def test_missing_files(self, tiny: MimiModel, tmp_path: Path) -> None:
         for speech in (tmp_path / "no.wav", [tmp_path / "no.wav"]):
@@ -288,6 +338,14 @@ class TestRefusals:
             load_codec("mimi-mini", device="warp")
         with pytest.raises(StreamError, match="run this model in one pass"):
             phonograph.encode(chirp(0.1), random_mimi(**TINY | {"use_causal_conv": False}))
+
+    @pytest.mark.parametrize(("folder", "kind"), [(CTC, "wav2vec2"), (S2T, "speech_to_text")])
+    def test_models_of_other_kinds(self, folder: Path, kind: str) -> None:
+        """Without a warning before, and without reading the weights."""
+        with pytest.raises(
+            CheckpointError, match=f"^expected a Mimi codec, got .*{folder.name}, which is {kind}; pass another"
+        ):
+            load_codec(folder)
 
     def test_tokens_of_another_model(self, tiny: MimiModel, mini: MimiModel) -> None:
         tokens = phonograph.encode(chirp(0.1), tiny)

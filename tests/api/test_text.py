@@ -88,6 +88,10 @@ class TestTranscribeByCTC:
         assert found == phonograph.transcribe(Audio(samples, RATE), ctc)
         assert found == phonograph.transcribe(samples, ctc)
         assert found == phonograph.transcribe(np.stack([samples, samples]), ctc, sampling_rate=RATE)
+        assert found == phonograph.transcribe(torch.from_numpy(samples), ctc)
+        assert [found] == phonograph.transcribe([torch.from_numpy(samples).double().requires_grad_()], ctc)
+        aligned = phonograph.align(torch.from_numpy(samples), ENGLISH[0], ctc)
+        assert aligned == phonograph.align(FILES[0], ENGLISH[0], ctc)
         slower = Audio(samples, RATE).resample(44100)
         again = phonograph.transcribe(slower.samples, ctc, sampling_rate=44100)
         assert again.text == found.text
@@ -566,6 +570,7 @@ class TestRefusals:
             (np.tile(np.where(NOISE > 3, np.inf, NOISE), 50), "expected finite samples, got NaN or infinite ones"),
             (np.zeros((5, 100), np.float32), r"expected samples shaped \(time,\) or \(channels, time\), got \(5, 100\)"),
             (np.zeros(100, np.int16), "expected float samples"),
+            (NOISE * 1000, r"expected samples in \[-1, 1\], got a peak of 4023\.16; divide integers by their full"),
             (np.zeros(0, np.float32), "expected at least one sample, got none"),
         ],
     )
@@ -591,8 +596,32 @@ class TestRefusals:
                 assert str(refused.value).count(file) == 1
 
     def test_something_else_than_speech(self, ctc: CTCRecognizer) -> None:
-        with pytest.raises(AudioError, match=r"^item 0: expected a path, bytes or a binary file object, got float"):
-            phonograph.transcribe([0.5, 0.25], ctc)  # type: ignore[list-item]
+        for speech, got in (
+            ([0.5, 0.25], "^item 0: .* got float; pass samples as one array"),
+            (None, "got NoneType"),
+            (5, "got int"),
+        ):
+            with pytest.raises(AudioError, match=got):
+                phonograph.transcribe(speech, ctc)  # type: ignore[call-overload]
+        with pytest.raises(AudioError, match=r"^expected a path, an Audio, an array or a tensor, .* got list; pass"):
+            phonograph.align([NOISE], "a", ctc)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("rate", [0, "16k"])
+    def test_rates(self, ctc: CTCRecognizer, rate: Any) -> None:
+        calls = (phonograph.transcribe, lambda speech, *rest, **options: phonograph.align(speech, "a", *rest, **options))
+        for call in calls:
+            with pytest.raises(AudioError, match=f"^expected sampling_rate .* got {rate!r}; pass"):
+                call(NOISE, ctc, sampling_rate=rate)
+
+    def test_an_empty_language_is_none_that_there_is(self, ctc: CTCRecognizer, s2t: Seq2SeqRecognizer) -> None:
+        for call in (
+            lambda: phonograph.translate(FILES[0], "", s2t),
+            lambda: phonograph.transcribe(FILES[0], s2t, language=""),
+        ):
+            with pytest.raises(ConfigError, match=r"expected a target language of the checkpoint \(en, de\), got ''; pass one"):
+                call()
+        with pytest.raises(ConfigError, match="vocabulary has one language only, got ''; leave it out"):
+            phonograph.align(FILES[0], "a", ctc, language="")
 
     def test_no_model(self) -> None:
         for call in (phonograph.transcribe, lambda speech: phonograph.align(speech, "a")):

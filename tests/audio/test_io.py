@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import phonograph.loading
 from phonograph import audio
+from phonograph.audio import io as io_module
 from phonograph.errors import AudioError, OutputError
 
 RATE = 24000
@@ -192,6 +194,39 @@ class TestLoad:
         assert loaded.num_samples == RATE
         expected = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
         np.testing.assert_allclose(loaded.samples[0, 500:-500], expected[500:-500], atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["wav", "flac", "m4a"])
+    def test_a_short_part_decodes_no_more_than_that(self, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        decoded: list[int] = []
+        trimmed = io_module._trimmed
+
+        def counted(decoder: Any, *others: Any) -> Iterator[np.ndarray]:
+            blocks = decoder.blocks
+
+            def counting(stop: float) -> Iterator[np.ndarray]:
+                for block in blocks(stop):
+                    decoded.append(block.shape[1])
+                    yield block
+
+            monkeypatch.setattr(decoder, "blocks", counting)
+            return trimmed(decoder, *others)
+
+        if name == "m4a":
+            path = tmp_path / "a.m4a"
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("aac", rate=RATE, layout="mono")
+                frame = av.AudioFrame.from_ndarray(chirp(5), format="fltp", layout="mono")
+                frame.sample_rate = RATE
+                container.mux(stream.encode(frame))
+                container.mux(stream.encode(None))
+            data = path.read_bytes()
+        else:
+            data = encoded(chirp(5), name)
+        whole = audio.load(data).samples
+        monkeypatch.setattr(io_module, "_trimmed", counted)
+        part = audio.load(data, start_seconds=0.5, duration_seconds=0.25).samples
+        np.testing.assert_array_equal(part, whole[:, 12000:18000])
+        assert sum(decoded) < (6001 if name != "m4a" else 18000 + 2048)
 
 
 class TestStream:
@@ -499,6 +534,12 @@ class TestSaveStream:
 
 
 class TestAudio:
+    def test_reversed_samples_are_no_view_that_pytorch_refuses(self) -> None:
+        samples = chirp()
+        sound = audio.Audio(samples[:, ::-1], RATE)
+        assert sound.samples.flags.c_contiguous
+        np.testing.assert_array_equal(sound.samples, samples[:, ::-1])
+
     def test_properties(self) -> None:
         sound = audio.Audio(np.zeros((2, 36000)), np.int64(RATE))
         assert (sound.num_channels, sound.num_samples, sound.duration_seconds) == (2, 36000, 1.5)

@@ -3,6 +3,7 @@
 import os
 import pty
 import resource
+import shlex
 import signal
 import statistics
 import subprocess
@@ -141,8 +142,34 @@ def test_a_summary_at_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert run("encode", "speech.wav", "-o", "b.mimi", "--quiet").err == ""
 
 
+@pytest.mark.parametrize(
+    ("redirection", "error"),
+    [
+        ("encode - <&-", "standard input is empty (0 bytes); expected an audio file"),
+        ("models >&-", "cannot write standard output: Bad file descriptor; choose another place or make room there"),
+        ("nonsense 2>&-", None),
+    ],
+)
+def test_closed_streams(work: Path, redirection: str, error: str | None) -> None:
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(COMMAND)} {redirection}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (f"error: {error}\n" if error else "")
+
+
+def test_a_warning_is_one_line() -> None:
+    script = """
+import sys, warnings
+import phonograph.cli.app as app
+app._run = lambda arguments: warnings.warn("expected this,\\ngot that", stacklevel=1) or 0
+sys.exit(app.main([]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == "warning: expected this, got that\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("line", ["encode speech.wav -o -", "info speech.wav --json"])
+@pytest.mark.parametrize("line", ["encode speech.wav -o -", "info speech.wav --json", "--help"])
 def test_a_full_disk_behind_stdout(work: Path, line: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run([sys.executable, "-c", COMMAND, *line.split()], stdout=full, stderr=subprocess.PIPE, check=False)
@@ -161,6 +188,18 @@ def test_no_room_for_the_file(work: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "error: cannot write longer.mimi: File too large; choose another place or make room there\n"
     assert sorted(work.iterdir()) == sorted([*before, work / "longer.wav"])
+
+
+@pytest.mark.parametrize("name", ["back.wav", "back.mp3"])
+def test_no_room_for_speech(work: Path, name: str) -> None:
+    """libsndfile's callbacks can't raise, and would print whatever they did."""
+    script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); " + COMMAND
+    before = sorted(work.iterdir())
+    command = [sys.executable, "-c", script, "decode", "speech.mimi", "-o", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: cannot write {name}: File too large; choose another place or make room there\n"
+    assert sorted(work.iterdir()) == before
 
 
 def test_a_reader_that_goes_away_is_no_error(work: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from memorised import CTC
 
 import phonograph
 from phonograph import MimiModel, SpeechTokens, audio
@@ -175,6 +176,15 @@ def test_one_bad_file_does_not_stop_the_others(run: Run, work: Path) -> None:
     assert [error["in"] for error in result.json()["errors"]] == [None, "missing.wav", "empty.wav"]
 
 
+def test_one_file_out_of_range_does_not_stop_its_batch(run: Run, work: Path) -> None:
+    soundfile.write("loud.wav", np.full(24000, 1e6, np.float32), 24000, subtype="FLOAT")
+    done = run("encode", "speech.wav", "loud.wav", "-o", "out", "--batch-size", 2)
+    assert done.code == 2
+    assert "loud.wav" in done.err
+    assert np.array_equal(SpeechTokens.load("out/speech.mimi").codes, phonograph.encode("speech.wav").codes)
+    assert not Path("out/loud.mimi").exists()
+
+
 def test_a_batch_gives_each_file_what_it_gets_alone(run: Run, work: Path) -> None:
     names = [f"clip{number}.wav" for number in range(4)]
     clip = audio.load("speech.wav")
@@ -213,6 +223,21 @@ def test_one_of_many_channels(run: Run) -> None:
     assert run("encode", "many.wav", "--channel", "1", "-o", "out/", "--batch-size", "2").code == 0
     assert SpeechTokens.load("a.mimi") == SpeechTokens.load("speech.mimi")
     assert SpeechTokens.load("out/many.mimi") == SpeechTokens.load("speech.mimi")
+
+
+def test_a_model_of_another_kind(run: Run, work: Path) -> None:
+    (work / "my-ctc").symlink_to(CTC)
+    result = run("encode", "speech.wav", "-m", "my-ctc", "-o", "a.mimi")
+    told = "error: expected a Mimi codec, got my-ctc, which is wav2vec2; pass another model\n"
+    assert (result.code, result.out, result.err) == (2, b"", told)
+
+
+def test_samples_far_from_full_scale(run: Run) -> None:
+    audio.save("loud.wav", audio.load("speech.wav").samples * 32768, 24000, subtype="FLOAT")
+    result = run("encode", "loud.wav", "speech.wav", "-o", "out")
+    assert result.code == 2
+    assert result.err.startswith("error: loud.wav: expected samples in [-1, 1], got a peak of ")
+    assert Path("out/speech.mimi").exists()
 
 
 def test_overwrite(run: Run, work: Path) -> None:

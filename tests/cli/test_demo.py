@@ -1,10 +1,11 @@
 """The demo, once in full: its files, its table and its picture; and without what is optional."""
 
-import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import peers
 import pytest
 
 from phonograph import SpeechTokens, audio
@@ -14,6 +15,7 @@ Run = Callable[..., "object"]
 
 
 def test_the_demo(run: Run, work: Path) -> None:
+    peers.peer("pesq")
     result = run("demo", "--json")
     assert (result.code, result.err) == (0, "")
     trials = json.loads(result.out)["trials"]
@@ -22,6 +24,7 @@ def test_the_demo(run: Run, work: Path) -> None:
     assert {trial["bitrate"] for trial in trials} == {500.0, 1000.0, 2000.0}
     assert all(trial["encode_rtf"] > 0 and trial["decode_rtf"] > 0 for trial in trials)
     assert all(0.7 < trial["stoi"] < 0.9 and 3 < trial["mel_distance_db"] < 9 for trial in trials)
+    assert all(1 < trial["pesq"] < 1.5 for trial in trials)
     written = {path.name for path in (work / "demo-output").iterdir()}
     assert written == {"demo.png"} | {
         f"{name}.{kind}" for name in names for kind in ("mimi", "original.wav", *(f"{n}-codebooks.wav" for n in (4, 8, 16)))
@@ -45,17 +48,28 @@ def test_the_demo_without_its_extra(
     (folder / "one.wav").write_bytes((work / "speech.wav").read_bytes())
     audio.load(folder / "one.wav").save(folder / "one.flac")
     monkeypatch.setattr("phonograph.loading.hub.BUNDLED_SPEECH", folder)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
     result = run("demo", "-o", "out")
     assert result.code == 0
-    named = " and ".join(missing)
+    lacking = "packages pystoi and matplotlib, which are" if len(missing) > 1 else f"package {missing[0]}, which is"
     command = "pip install 'phonograph[demo]'"
-    assert result.err == f"a part of the demo needs the package {named}, which is not installed; run: {command}\n"
+    assert result.err == f"a part of the demo needs the {lacking} not installed; run: {command}\n"
     assert (work / "out/demo.png").exists() == ("matplotlib" not in missing)
     table = result.out.decode()
     assert "2 kbit/s" in table
     assert ("STOI, 4 codebooks" in table) == ("pystoi" not in missing)
+
+
+def test_the_demo_says_that_it_measured_no_pesq(run: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "clips").mkdir()
+    audio.load("speech.wav").save("clips/one.flac")
+    monkeypatch.setattr("phonograph.loading.hub.BUNDLED_SPEECH", work / "clips")
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    result = run("demo")
+    assert (result.code, result.err) == (0, "")
+    told = "PESQ needs the package pesq, which is not installed; run: pip install 'phonograph[pesq]'\n"
+    assert result.out.decode().count(told) == 1
 
 
 def test_the_demo_can_be_run_again(run: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

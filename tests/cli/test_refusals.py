@@ -45,7 +45,7 @@ def nameless_tokens() -> None:
     SpeechTokens.from_arrays({**arrays, "model_id": ""}).save("nameless.mimi")
 
 
-REFUSALS: dict[str, tuple[Callable[[], object], str, str]] = {
+REFUSALS: dict[str, tuple[Callable[[], object], str | list[str], str]] = {
     "empty file": (lambda: Path("a.wav").touch(), "encode a.wav", r"a\.wav is empty \(0 bytes\); expected an audio file"),
     "text renamed": (
         lambda: Path("a.wav").write_text("hello\n"),
@@ -61,7 +61,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, str]] = {
     ),
     "no such channel": (lambda: None, "encode speech.wav -o a.mimi --channel 3", "expected a channel below 1, got channel=3"),
     "1 Hz": (one_hertz, "encode slow.wav", "expected a sampling rate from 1000 to 768000 Hz, got 1 Hz in slow.wav"),
-    "missing file": (lambda: None, "encode a.wav", "expected an audio file, but a.wav does not exist; check the name"),
+    "missing file": (lambda: None, "encode a.wav", "expected a file to read, but a.wav does not exist; check the name"),
     "empty folder": (lambda: Path("d").mkdir(), "encode d", r"expected files ending in \.wav.* in d, found none"),
     "empty pattern": (lambda: None, "encode *.ogg", r"expected files that match \*\.ogg, found none"),
     "empty stdin": (lambda: None, "encode - -o a.mimi", r"empty \(0 bytes\); expected an audio file"),
@@ -97,6 +97,11 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, str]] = {
     ),
     "stdout twice": (lambda: None, "encode speech.wav -o - --json", "expected stdout for the result or for --json, got both"),
     "unknown model": (lambda: None, "encode speech.wav -o a.mimi -m nothing", "expected a bundled model, a folder or a hub id"),
+    "no model's name": (
+        lambda: None,
+        ["encode", "speech.wav", "-o", "a.mimi", "-m", ""],
+        "expected a bundled model, a folder or",
+    ),
     "no connection": (lambda: None, "encode speech.wav -o a.mimi -m some/model", "expected some/model in the hub's cache"),
     "bad dtype": (lambda: None, "encode speech.wav -o a.mimi --dtype int8", "expected a floating-point dtype .* got 'int8'"),
     "odd dtype": (lambda: None, "encode speech.wav -o a.mimi --dtype float8_e4m3fn", "expected a floating-point dtype"),
@@ -108,7 +113,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, str]] = {
     "no bitrate": (lambda: None, "encode speech.wav -o a.mimi -b fast", "expected a bitrate in bit/s such as 1100 or 1.1k"),
     "low bitrate": (lambda: None, "encode speech.wav -o a.mimi -b 100", "expected a bitrate of at least 125 bit/s"),
     "encode format": (lambda: None, "encode speech.wav -o d/ --format wav", "expected --format to be one of mimi, npz, safet"),
-    "missing tokens": (lambda: None, "decode a.mimi", "cannot read a.mimi: No such file or directory"),
+    "missing tokens": (lambda: None, "decode a.mimi", "expected a file to read, but a.mimi does not exist; check the name"),
     "speech as tokens": (lambda: None, "decode speech.wav -o a.wav", r"expected a token file's name to end in \.mimi"),
     "not tokens": (lambda: Path("a.mimi").write_text("hi"), "decode a.mimi", "cannot read a.mimi: "),
     "empty tokens": (lambda: Path("a.mimi").touch(), "decode a.mimi", "cannot read a.mimi: "),
@@ -127,7 +132,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, str]] = {
     "decode codebooks": (lambda: None, "decode speech.mimi -o a.wav -q 17", "expected --codebooks from 1 to 16 .* got 17"),
     "decode format": (lambda: None, "decode speech.mimi -o d/ --format aac", "expected --format to be one of wav, flac, ogg"),
     "on damage": (lambda: None, "decode speech.mimi -o a.wav --on-damage no", "expected --on-damage raise or prefix, got 'no'"),
-    "info of nothing": (lambda: None, "info a.wav", "expected an audio file, but a.wav does not exist"),
+    "info of nothing": (lambda: None, "info a.wav", "expected a file to read, but a.wav does not exist"),
     "info of stdin": (lambda: None, "info -", "expected names of files, got - .stdin."),
     "config of nothing": (lambda: None, "config show nothing", "expected a bundled model, a folder or a hub id"),
     "config of no model": (
@@ -150,7 +155,7 @@ def test_one_line_and_nothing_written(run: Run, work: Path, case: str) -> None:
     prepare, line, message = REFUSALS[case]
     prepare()
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
-    result = run(*line.split())
+    result = run(*(line.split() if isinstance(line, str) else line))
     assert result.code == 2
     assert result.out == b""
     lines = result.err.splitlines()
@@ -176,9 +181,49 @@ def test_a_folder_without_permission(run: Run, work: Path) -> None:
     assert "permission denied" in result.err
 
 
-def test_a_usage_error_is_two(run: Run) -> None:
-    for line in ("encode", "encode speech.wav --nonsense", "nonsense", "encode speech.wav --threads 0", "config show"):
-        assert run(*line.split()).code == 2
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("encode", r"Missing argument 'SPEECH'?.*; see phonograph encode --help"),
+        ("encode speech.wav --nonsense", "No such option:? .*--nonsense.*; see phonograph encode --help"),
+        ("nonsense", "No such command 'nonsense'; see phonograph --help"),
+        ("encode speech.wav --threads 0", "Invalid value for '--threads': .*; see phonograph encode --help"),
+        ("encode speech.wav --threads 99999999", "Invalid value for '--threads': .*; see phonograph encode --help"),
+        ("config show", "Missing argument .*; see phonograph config show --help"),
+    ],
+)
+def test_a_usage_error_is_one_line(run: Run, line: str, message: str) -> None:
+    result = run(*line.split())
+    assert (result.code, result.out) == (2, b"")
+    assert re.fullmatch(f"error: {message}\n", result.err), result.err
+
+
+def test_a_missing_file_is_refused_before_a_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("a model was loaded for nothing")
+
+    monkeypatch.setattr("phonograph.api.load_codec", load)
+    assert run("encode", "a.wav").code == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")])
+def test_too_little_memory(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def encode(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("phonograph.api.encode", encode)
+    result = run("encode", "speech.wav", "-o", "a.mimi")
+    assert result.code == 2
+    assert result.err.startswith("error: expected enough memory for this, got too little; lower --batch-size")
+
+
+def test_what_is_no_refusal_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*_: object, **__: object) -> None:
+        raise RuntimeError("our mistake")
+
+    monkeypatch.setattr("phonograph.api.encode", encode)
+    with pytest.raises(RuntimeError, match="our mistake"):
+        run("encode", "speech.wav", "-o", "a.mimi")
 
 
 def test_a_refusal_among_several_leaves_what_others_wrote(run: Run, work: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,13 @@ REFUSALS = {
         r"a target language of the checkpoint \(en, de\), got 'xx'",
     ),
     "language of one": ("transcribe a.flac -m my-ctc --language fra", "the vocabulary has one language only, got 'fra'; leave"),
+    "empty language": ("transcribe a.flac -m my-s2t --language ''", r"a target language of the checkpoint \(en, de\), got ''"),
+    "empty language of one": (
+        "transcribe a.flac -m my-ctc --language ''",
+        "the vocabulary has one language only, got ''; leave",
+    ),
+    "empty target": ("translate a.flac -m my-s2t --to ''", r"a target language of the checkpoint \(en, de\), got ''; pass one"),
+    "loud": ("transcribe loud.wav -m my-ctc", r"loud.wav: expected samples in \[-1, 1\], got a peak of 32767; divide integers"),
     "unknown target": ("translate a.flac -m my-s2t --to xx", r"a target language of the checkpoint \(en, de\), got 'xx'"),
     "no target": ("translate a.flac -m my-s2t", r"expected a language to translate to \(en, de\), got none; pass one of these"),
     "CTC translates": (
@@ -256,6 +264,10 @@ REFUSALS = {
     "words of S2T": ("transcribe a.flac -m my-s2t --words", "a model with a CTC head for timestamps='word', got one without"),
     "characters of S2T": ("transcribe a.flac -m my-s2t --characters", "a model with a CTC head for timestamps='char'"),
     "words and characters": ("transcribe a.flac -m my-ctc --words --characters", "expected --words or --characters, got both"),
+    "no such text": (
+        "align a.flac said.txt -m my-ctc",
+        "expected a text or the name of a text file, but said.txt does not exist; check the name",
+    ),
     "no such lm": (
         "transcribe a.flac -m my-ctc --lm no.arpa",
         "cannot read no.arpa: No such file or directory; check its name",
@@ -337,6 +349,7 @@ def unusable(work: Path) -> None:
     audio.save("short.wav", np.full(100, 0.5, np.float32), RATE)
     audio.load("a.flac", duration_seconds=0.5).save("short.flac")
     soundfile.write("nan.wav", np.full(99, np.nan), RATE, subtype="FLOAT")
+    soundfile.write("loud.wav", np.arange(-32767.0, 32767, 2), RATE, subtype="FLOAT")
     write_arpa(work / "x.arpa", ["A"])
     write_arpa(work / "foreign.arpa", ["привет", "мир"])
     Path("there.txt").touch()
@@ -349,7 +362,7 @@ def unusable(work: Path) -> None:
 def test_one_line_and_nothing_written(run: Run, work: Path, case: str) -> None:
     line, message = REFUSALS[case]
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
-    result = run(*line.split())
+    result = run(*shlex.split(line))
     assert (result.code, result.out) == (2, b"")
     [told] = result.err.splitlines()
     assert told.startswith("error: ")

@@ -125,9 +125,10 @@ def test_fail_above(run: Run, short: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("verify missing.wav", "expected an audio file, but missing.wav does not exist"),
+        ("verify missing.wav", "expected a file to read, but missing.wav does not exist"),
         ("verify -", "expected names of files, got - (stdin); save it to a file first"),
         ("verify *.ogg speech.wav", "expected files that match *.ogg, found none"),
+        ("verify speech.wav --fail-above nan", "expected --fail-above from 0 to 1, got nan; pass a share"),
         ("verify speech.wav --seconds 0", "expected --seconds above 0, got 0"),
         ("verify speech.wav -q 17", "expected num_quantizers from 1 to 16, got 17"),
         ("verify speech.wav -m nothing", "expected a bundled model, a folder or a hub id"),

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -220,6 +221,30 @@ class TestHub:
             hub.resolve_weights("owner/name", revision="v9")
         assert "\n" not in str(caught.value)
         assert caught.value.__cause__ is error
+
+    @pytest.mark.parametrize("name_is_known", [False, True])
+    def test_the_hub_is_not_asked_where_nobody_knows_its_name(
+        self, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, name_is_known: bool
+    ) -> None:
+        looked_up: list[str] = []
+
+        def look_up(name: str, port: object) -> list[object]:
+            looked_up.append(name)
+            if not name_is_known:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            return []
+
+        monkeypatch.setattr(hub.socket, "getaddrinfo", look_up)
+        monkeypatch.setattr(hub.urllib.request, "getproxies", dict)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        hub.resolve_file("owner/name", "config.json")
+        assert looked_up == ["huggingface.co"]
+        assert asked[0].get("local_files_only", False) is not name_is_known
+        hub.resolve_file("owner/name", "config.json", local_files_only=True)
+        monkeypatch.setattr(hub.urllib.request, "getproxies", lambda: {"https": "http://proxy"})
+        hub.resolve_file("owner/name", "config.json")
+        assert len(looked_up) == 1
+        assert "local_files_only" not in asked[2]
 
     def test_without_a_network(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=re.escape("in the hub's cache or a connection to the hub, found neither")):

@@ -309,7 +309,7 @@ def test_reader_refuses_other_arguments(tmp_path):
         with pytest.raises(ConfigError, match="expected 0 <= start <= end in frames, got 3 and 2"):
             reader.read_frames(3, 2)
         assert reader.read_frames(7, 9).num_frames == 0
-    with pytest.raises(TokenFileError, match=r"cannot read .*b\.mimi: No such file"):
+    with pytest.raises(TokenFileError, match=r"cannot read .*b\.mimi: No such file or directory; check its name"):
         TokenReader(tmp_path / "b.mimi")
 
 

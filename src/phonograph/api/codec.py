@@ -7,16 +7,18 @@ each gets the codes that it gets alone.
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias, Union, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from phonograph.api.inputs import AudioFormat, Progress, Speech, blocks_of, clip_of, refuse_unusable
+from phonograph.api.inputs import AudioFormat, Item, Progress, Speech, blocks_of, clip_of, items_of, named, refuse_unusable
 from phonograph.audio import Audio
-from phonograph.errors import ConfigError, TokenFileError
+from phonograph.configuration import CONFIG_NAME
+from phonograph.errors import CheckpointError, ConfigError, TokenFileError
+from phonograph.loading import hub
 from phonograph.models.mimi.configuration_mimi import MimiConfig
 from phonograph.models.mimi.modeling_mimi import MimiEncoderOutput, MimiModel
 from phonograph.nn.masks import inside
@@ -60,7 +62,16 @@ def load_codec(
 @functools.lru_cache(maxsize=1)
 def _load_codec(name: str, device: str, dtype: str | torch.dtype | None, numerics: str) -> MimiModel:
     refuse_unusable(device)
-    return MimiModel.from_pretrained(name, device=device, dtype=dtype, numerics=numerics)
+    return MimiModel.from_pretrained(name, config=_config_of(name), device=device, dtype=dtype, numerics=numerics)
+
+
+def _config_of(name: str) -> MimiConfig | None:
+    """None where there is none, as in the moshi package's checkpoints, whose files may also lie beside another model's."""
+    values = {} if name.endswith(".safetensors") else hub.read_optional_json(name, CONFIG_NAME)
+    kind = values.get("model_type", MimiConfig.model_type)
+    if kind != MimiConfig.model_type:
+        raise CheckpointError(f"expected a Mimi codec, got {name}, which is {kind}; pass another model")
+    return MimiConfig.from_dict(values) if values else None
 
 
 def codebooks_for_bitrate(config: MimiConfig, bits_per_second: float) -> int:
@@ -115,11 +126,11 @@ def encode(
     """Speech to tokens.
 
     Args:
-        speech: a path, an `Audio`, an array (time,) or (channels, time) in [-1, 1], or a list of these. Any rate is resampled
-            to the model's, and two channels are averaged for a mono model.
+        speech: a path, an `Audio`, an array or a tensor (time,) or (channels, time) in [-1, 1], of any float type, on any
+            device, or a list of these. Any rate is resampled to the model's, and two channels are averaged for a mono model.
         model: name, folder or hub id of a codec, or a loaded model (which also decides device and dtype).
         num_quantizers: codebooks wanted; None is all, or what `bitrate` (bits per second) has room for.
-        sampling_rate: of arrays, in Hz; None is the model's own.
+        sampling_rate: of arrays and tensors, in Hz; None is the model's own.
         channel: of files, take this channel alone, counted from 0; needed for files of more than two.
         batch_size: items of a list that go through the model together; above 1 the whole list is held in memory, sorted by
             length, so that little of a batch is padding.
@@ -129,7 +140,8 @@ def encode(
         One SpeechTokens, or a list of them in the order of the list.
 
     Raises:
-        AudioError: audio that can't be used. CheckpointError, ConfigError: no such model, or options it can't fulfil.
+        AudioError: audio that can't be used: not finite, or far from [-1, 1], as integers made floats are. CheckpointError,
+            ConfigError: no such model, or options it can't fulfil.
     """
     codec = load_codec(model)
     if batch_size < 1:
@@ -139,21 +151,16 @@ def encode(
     if bitrate is not None:
         num_quantizers = codebooks_for_bitrate(codec.config, bitrate)
     done = on_progress or (lambda seconds: None)
-    size = _BLOCK_FRAMES * codec.frame_samples
-
-    def alone(item: Speech) -> SpeechTokens:
-        return _encode_stream(codec, blocks_of(item, _format_of(codec, channel), size, sampling_rate), num_quantizers, done)
-
-    if isinstance(speech, (str, os.PathLike, Audio, np.ndarray)):
-        return alone(speech)
-    if batch_size == 1:
-        return [alone(item) for item in speech]
-    results: list[SpeechTokens | None] = [None] * len(speech)
-    for group in _batches(codec, speech, sampling_rate, channel, batch_size):
+    wanted = AudioFormat(codec.config.sampling_rate, codec.config.audio_channels == 1, channel)
+    items, is_one = items_of(speech, wanted, sampling_rate)
+    if batch_size == 1 or is_one:
+        found = [_encode_stream(codec, item, wanted, num_quantizers, done) for item in items]
+        return found[0] if is_one else found
+    results: dict[int, SpeechTokens] = {}
+    for group in _batches(items, wanted, batch_size):
         encoded = _encode_batch(codec, [clip for _, clip in group], num_quantizers, done)
-        for (index, _), tokens in zip(group, encoded, strict=True):
-            results[index] = tokens
-    return cast("list[SpeechTokens]", results)
+        results.update(zip((place for place, _ in group), encoded, strict=True))
+    return [results[place] for place in range(len(items))]
 
 
 @overload
@@ -234,26 +241,26 @@ def decode_stream(
 # Encoding ---------------------------------------------------------------------------------------------------------------
 
 
-def _format_of(codec: MimiModel, channel: int | None) -> AudioFormat:
-    return AudioFormat(codec.config.sampling_rate, codec.config.audio_channels == 1, channel)
-
-
-def _encode_stream(codec: MimiModel, blocks: Iterable[Audio], num_quantizers: int | None, done: Progress) -> SpeechTokens:
+def _encode_stream(
+    codec: MimiModel, item: Item, wanted: AudioFormat, num_quantizers: int | None, done: Progress
+) -> SpeechTokens:
     session = MimiEncoderSession(codec, num_quantizers)
     codes, num_samples = [], 0
-    for block in blocks:
-        codes.append(session.feed(torch.from_numpy(block.samples)))
-        num_samples += block.num_samples
-        done(block.duration_seconds)
+    with named(*item):
+        for block in blocks_of(item.recording, wanted, _BLOCK_FRAMES * codec.frame_samples):
+            codes.append(session.feed(torch.from_numpy(block.samples)))
+            num_samples += block.num_samples
+            done(block.duration_seconds)
     codes.append(session.flush())
     return _tokens(codec, torch.cat(codes, dim=-1), num_samples)
 
 
-def _batches(
-    codec: MimiModel, speech: Sequence[Speech], sampling_rate: int | None, channel: int | None, batch_size: int
-) -> Iterator[list[tuple[int, Audio]]]:
-    """Items with their places, in groups of similar length, so that little of a batch is padding."""
-    clips = [(index, clip_of(item, _format_of(codec, channel), sampling_rate)) for index, item in enumerate(speech)]
+def _batches(items: Sequence[Item], wanted: AudioFormat, batch_size: int) -> Iterator[list[tuple[int, Audio]]]:
+    """Clips with their places, in groups of similar length, so that little of a batch is padding."""
+    clips = []
+    for place, item in enumerate(items):
+        with named(*item):
+            clips.append((place, clip_of(item.recording, wanted)))
     clips.sort(key=lambda pair: pair[1].num_samples)
     for start in range(0, len(clips), batch_size):
         yield clips[start : start + batch_size]

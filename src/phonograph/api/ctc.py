@@ -115,7 +115,7 @@ class CTCRecognizer:
         Raises:
             ConfigError, CheckpointError: a language that the checkpoint lacks; nothing changes then.
         """
-        wanted, before = language or self._own_language, self.language
+        wanted, before = self._own_language if language is None else language, self.language
         if wanted is None or wanted == before:
             return
         tokenizer = self._processor.tokenizer
@@ -211,7 +211,8 @@ class CTCRecognizer:
             recording_sums=sums,
             return_dict=True,
         )
-        return [item[:count].float().log_softmax(-1).cpu() for item, count in zip(output.logits, frames, strict=True)]
+        found = output.logits.float().log_softmax(-1).cpu()  # together: each copy makes a GPU wait
+        return [item[:count] for item, count in zip(found, frames, strict=True)]
 
     # Text of the outputs
 

@@ -1,4 +1,4 @@
-"""What every call of the API takes as speech: a path, an `Audio` or an array, brought to the rate and the channels of a model.
+"""What every call of the API takes as speech: a path, an `Audio`, an array or a tensor, brought to a model's rate and channels.
 
 It knows audio, and no model.
 """
@@ -6,13 +6,14 @@ It knows audio, and no model.
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import NamedTuple, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from phonograph import audio
 from phonograph.audio import Audio
@@ -21,21 +22,31 @@ from phonograph.errors import AudioError, ConfigError
 __all__ = [
     "AudioFormat",
     "BlocksAgain",
+    "Item",
     "Progress",
+    "Recording",
     "Speech",
     "blocks_of",
     "clip_of",
     "groups_by_length",
+    "item_of",
+    "items_of",
     "named",
     "refuse_unusable",
     "usable",
 ]
 
-Speech: TypeAlias = Union[str, os.PathLike[str], Audio, npt.NDArray[np.float32]]  # noqa: UP007 (a value, on Python 3.10)
+Recording: TypeAlias = Union[str, os.PathLike[str], Audio]  # noqa: UP007 (a value, on Python 3.10)
+"""What arrays and tensors have become an `Audio` in."""
+Speech: TypeAlias = Union[Recording, npt.NDArray[np.float32], Tensor]  # noqa: UP007 (as above)
 Progress: TypeAlias = Callable[[float], None]
 """Called with the seconds of audio that were worked through since the call before."""
 BlocksAgain: TypeAlias = Callable[[], Iterator[Audio]]
 """Gives the blocks of a recording, each time from its beginning."""
+
+_HIGHEST_PEAK = 100.0
+"""Of samples that are meant to lie in [-1, 1]: 40 dB over full scale. Speech of unit variance does not reach it; integers made
+floats without a division by their full scale do."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +58,96 @@ class AudioFormat:
     channel: int | None = None
 
 
-def clip_of(speech: Speech, wanted: AudioFormat, sampling_rate: int | None) -> Audio:
-    """The whole of it in memory; `sampling_rate` is that of arrays, None the wanted one.
+class Item(NamedTuple):
+    """One recording of a call, and its place in the list that it stands in, if there is one."""
+
+    recording: Recording
+    place: int | None
+
+
+def items_of(speech: Speech | Iterable[Speech], wanted: AudioFormat, sampling_rate: int | None) -> tuple[list[Item], bool]:
+    """What a call was given, and whether that was one item rather than a list.
+
+    Args:
+        sampling_rate: of arrays and tensors, in Hz; None is the wanted one.
+
+    Raises:
+        AudioError: no speech, or samples that can't be used.
+    """
+    if isinstance(speech, Iterable) and not isinstance(speech, (str, bytes, np.ndarray, Tensor)):
+        return [item_of(item, wanted, sampling_rate, place) for place, item in enumerate(speech)], False
+    return [item_of(speech, wanted, sampling_rate)], True
+
+
+def item_of(speech: object, wanted: AudioFormat, sampling_rate: int | None, place: int | None = None) -> Item:
+    """The same of one item.
+
+    Raises:
+        AudioError: as for `items_of`.
+    """
+    if isinstance(speech, (str, os.PathLike)):
+        return Item(speech, place)
+    rate = wanted.sampling_rate if sampling_rate is None else sampling_rate
+    if isinstance(speech, Tensor):
+        speech = speech.detach().cpu()
+        speech = (speech.float() if speech.is_floating_point() else speech).numpy()  # NumPy has no bfloat16
+    with named(speech, place):
+        clip = Audio(speech, rate) if isinstance(speech, np.ndarray) else speech
+        if not isinstance(clip, Audio):
+            raise AudioError(
+                f"expected a path, an Audio, an array or a tensor, or a list of these, got {type(clip).__name__}; pass samples "
+                "as one array, or what phonograph.audio.load returns"
+            )
+        _range_of(clip)
+    return Item(clip, place)
+
+
+def clip_of(recording: Recording, wanted: AudioFormat) -> Audio:
+    """The whole of it in memory.
 
     Raises:
         AudioError: audio that can't be used.
     """
-    if isinstance(speech, (str, os.PathLike)):
-        return audio.load(speech, sampling_rate=wanted.sampling_rate, mono=wanted.mono, channel=wanted.channel)
-    clip = speech if isinstance(speech, Audio) else Audio(speech, sampling_rate or wanted.sampling_rate)
-    return (clip.mono() if wanted.mono else clip).resample(wanted.sampling_rate)
+    if isinstance(recording, Audio):
+        return (recording.mono() if wanted.mono else recording).resample(wanted.sampling_rate)
+    clip = audio.load(recording, sampling_rate=wanted.sampling_rate, mono=wanted.mono, channel=wanted.channel)
+    _range_of(clip)
+    return clip
 
 
-def blocks_of(speech: Speech, wanted: AudioFormat, block_samples: int, sampling_rate: int | None) -> Iterator[Audio]:
+def blocks_of(recording: Recording, wanted: AudioFormat, block_samples: int) -> Iterator[Audio]:
     """Block by block, without ever holding the whole of a file.
 
     Raises:
         AudioError: audio that can't be used.
     """
-    if isinstance(speech, (str, os.PathLike)):
-        yield from audio.stream(
-            speech,
-            block_samples=block_samples,
-            sampling_rate=wanted.sampling_rate,
-            mono=wanted.mono,
-            channel=wanted.channel,
-        )
+    if isinstance(recording, Audio):
+        clip = clip_of(recording, wanted)
+        for start in range(0, clip.num_samples, block_samples):
+            yield Audio(clip.samples[:, start : start + block_samples], wanted.sampling_rate)
         return
-    clip = clip_of(speech, wanted, sampling_rate)
-    for start in range(0, clip.num_samples, block_samples):
-        yield Audio(clip.samples[:, start : start + block_samples], wanted.sampling_rate)
+    for block in audio.stream(
+        recording,
+        block_samples=block_samples,
+        sampling_rate=wanted.sampling_rate,
+        mono=wanted.mono,
+        channel=wanted.channel,
+    ):
+        _range_of(block)
+        yield block
+
+
+def _range_of(clip: Audio) -> tuple[float, float]:
+    """Its lowest and its highest sample, refused where no model can do anything with them."""
+    lowest, highest = float(clip.samples.min()), float(clip.samples.max())
+    if not math.isfinite(lowest + highest):
+        raise AudioError("expected finite samples, got NaN or infinite ones; repair this audio or export it again")
+    peak = max(-lowest, highest)
+    if peak > _HIGHEST_PEAK:
+        raise AudioError(
+            f"expected samples in [-1, 1], got a peak of {peak:g}; divide integers by their full scale (int16: 32768)"
+        )
+    return lowest, highest
 
 
 def refuse_unusable(device: str) -> None:
@@ -97,16 +168,14 @@ def usable(blocks: Iterator[Audio], shortest_samples: int) -> Iterator[Audio]:
     """The same mono blocks, refused if there is nothing in them to recognise: whatever else, at their end.
 
     Raises:
-        AudioError: samples that are not finite, fewer of them than `shortest_samples`, or all of them the same.
+        AudioError: samples that are not finite or far from [-1, 1], fewer than `shortest_samples`, or all of them the same.
     """
     levels: set[float] = set()
     count, rate = 0, 0
     for block in blocks:
-        lowest, highest = float(block.samples.min()), float(block.samples.max())
-        if not math.isfinite(lowest + highest):
-            raise AudioError("expected finite samples, got NaN or infinite ones; repair this audio or export it again")
+        found = _range_of(block)
         if len(levels) < 2:
-            levels |= {lowest, highest}
+            levels.update(found)
         count, rate = count + block.num_samples, block.sampling_rate
         yield block
     if count < shortest_samples:
@@ -119,7 +188,7 @@ def usable(blocks: Iterator[Audio], shortest_samples: int) -> Iterator[Audio]:
 
 
 @contextlib.contextmanager
-def named(item: Speech, place: int | None) -> Iterator[None]:
+def named(item: object, place: int | None) -> Iterator[None]:
     """Let an AudioError say which item it is about: a path, or a place in a list, counted from 0; None is no list."""
     try:
         yield

@@ -69,7 +69,7 @@ class Seq2SeqRecognizer:
         Raises:
             ConfigError: a language that the checkpoint lacks.
         """
-        wanted = language or self._own_language
+        wanted = self._own_language if language is None else language
         if self.languages:
             assert wanted is not None
             self._processor.tokenizer.tgt_lang = wanted
@@ -129,11 +129,12 @@ class Seq2SeqRecognizer:
         inputs = self._processor(
             [clip.samples[0] for clip in clips], sampling_rate=self.sampling_rate, padding=True, return_tensors="pt"
         )
+        mask = inputs.attention_mask
         codes = self._processor.tokenizer.lang_code_to_id
         chosen = {"forced_bos_token_id": codes[self.language]} if self.language in codes else {}
         generated = self.model.generate_hypotheses(
             inputs.input_features.to(self.model.device, self.model.dtype),
-            inputs.attention_mask.to(self.model.device),
+            None if bool(mask.all()) else mask.to(self.model.device),
             **{**chosen, **(settings or {})},
         )
         return [

@@ -8,9 +8,8 @@ import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias, Union, overload
+from typing import Any, Literal, TypeAlias, Union, overload
 
-import numpy as np
 import torch
 
 from phonograph import audio
@@ -18,11 +17,15 @@ from phonograph.api.ctc import CTCRecognizer
 from phonograph.api.inputs import (
     AudioFormat,
     BlocksAgain,
+    Item,
     Progress,
+    Recording,
     Speech,
     blocks_of,
     clip_of,
     groups_by_length,
+    item_of,
+    items_of,
     named,
     refuse_unusable,
     usable,
@@ -99,8 +102,8 @@ def transcribe(
     """What is said, in the language that is spoken.
 
     Args:
-        speech: a path, an `Audio`, an array (time,) or (channels, time) in [-1, 1], or a list of these. Any rate is resampled
-            to the model's, and two channels are averaged.
+        speech: a path, an `Audio`, an array or a tensor (time,) or (channels, time) in [-1, 1], of any float type, on any
+            device, or a list of these. Any rate is resampled to the model's, and two channels are averaged.
         model: name, folder or hub id of a Wav2Vec2 with a CTC head or of a Speech2Text, or what `load_recognizer` returned;
             None is the bundled one.
         timestamps: None gives what comes for free: the times of words from a CTC head, of segments from Speech2Text. "char"
@@ -110,7 +113,7 @@ def transcribe(
         hotwords: words that are more likely than they sound, each with its bonus; 5 to 10 is strong.
         decoding: for a CTC head, `BeamOptions` for a beam search rather than the likeliest token of each frame; for
             Speech2Text, settings as in its generation_config.json, such as {"num_beams": 1}.
-        sampling_rate: of arrays, in Hz; None is the model's own.
+        sampling_rate: of arrays and tensors, in Hz; None is the model's own.
         channel: of files, take this channel alone, counted from 0; needed for files of more than two.
         batch_size: most items of a list, or windows of a recording, that go through the model together. Items are grouped by
             length, and each gets the text that it gets alone.
@@ -120,8 +123,8 @@ def transcribe(
         One Transcript, or a list of them in the order of the list.
 
     Raises:
-        AudioError: audio that can't be used: too short, silent, not finite. CheckpointError, ConfigError: no such model, one
-        without a head for text, or options it can't fulfil.
+        AudioError: audio that can't be used: too short, silent, not finite, or far from [-1, 1], as integers made floats are.
+        CheckpointError, ConfigError: no such model, one without a head for text, or options it can't fulfil.
     """
     recognizer = load_recognizer(model)
     recognizer.set_language(language)
@@ -225,8 +228,9 @@ def align(
         raise ConfigError("expected a model with a CTC head to align with, got one without; pass a Wav2Vec2 made for CTC")
     recognizer.set_language(language)
     task = _Task(recognizer, None, sampling_rate, channel, 1, on_progress or _unseen)
-    with named(speech, None):
-        return recognizer.align(task.blocks_again(speech), text, task.done)
+    item = item_of(speech, task.format, sampling_rate)
+    with named(*item):
+        return recognizer.align(task.blocks_again(item.recording), text, task.done)
 
 
 # Models -----------------------------------------------------------------------------------------------------------------
@@ -342,14 +346,14 @@ class _Task:
 
     def results(self, speech: Speech | Sequence[Speech], characters: bool = False) -> Transcript | list[Transcript]:
         """One for one item, a list for a list."""
-        if isinstance(speech, (str, os.PathLike, Audio, np.ndarray)):
-            return self._all([_Item(speech, None)], characters)[0]
-        return self._all([_Item(item, place) for place, item in enumerate(speech)], characters)
+        items, is_one = items_of(speech, self.format, self.sampling_rate)
+        found = self._all(items, characters)
+        return found[0] if is_one else found
 
-    def _all(self, items: Sequence["_Item"], characters: bool) -> list[Transcript]:
+    def _all(self, items: Sequence[Item], characters: bool) -> list[Transcript]:
         """Long items alone and window by window, the others in groups of similar length, in the order of the list."""
         results: dict[int, Transcript] = {}
-        lengths = [self._seconds(item) for item in items]
+        lengths = [_seconds(item) for item in items]
         short = []
         for place, item in enumerate(items):
             if lengths[place] <= self.recognizer.one_pass_seconds:
@@ -365,47 +369,36 @@ class _Task:
         found = [results[place] for place in range(len(items))]
         return found if characters else [_without_characters(transcript) for transcript in found]
 
-    def blocks_again(self, speech: Speech) -> BlocksAgain:
-        """A function that gives the blocks of an item, each time from the beginning."""
+    def blocks_again(self, recording: Recording) -> BlocksAgain:
+        """A function that gives the blocks of a recording, each time from the beginning."""
         size = round(_BLOCK_SECONDS * self.recognizer.sampling_rate)
-        return lambda: self._usable(blocks_of(speech, self._format, size, self.sampling_rate))
+        return lambda: self._usable(blocks_of(recording, self.format, size))
 
-    def _long(self, item: "_Item") -> Transcript:
+    def _long(self, item: Item) -> Transcript:
         with named(*item):
-            blocks = self.blocks_again(item.speech)
+            blocks = self.blocks_again(item.recording)
             return self.recognizer.recognize_long(blocks, self.settings, self.batch_size, self.done)
 
-    def _clip(self, item: "_Item") -> Audio:
+    def _clip(self, item: Item) -> Audio:
         with named(*item):
-            [clip] = self._usable(iter([clip_of(item.speech, self._format, self.sampling_rate)]))
+            [clip] = self._usable(iter([clip_of(item.recording, self.format)]))
             return clip
 
     def _usable(self, blocks: Iterator[Audio]) -> Iterator[Audio]:
         return usable(blocks, self.recognizer.shortest_samples)
 
-    def _seconds(self, item: "_Item") -> float:
-        with named(*item):
-            return _seconds(item.speech, self.sampling_rate or self.recognizer.sampling_rate)
-
     @property
-    def _format(self) -> AudioFormat:
+    def format(self) -> AudioFormat:
+        """What the recognizer takes."""
         return AudioFormat(self.recognizer.sampling_rate, channel=self.channel)
 
 
-class _Item(NamedTuple):
-    """What one transcript is made of, and its place in the list that it stands in, if there is one."""
-
-    speech: Speech
-    place: int | None
-
-
-def _seconds(item: Speech, sampling_rate: int) -> float:
+def _seconds(item: Item) -> float:
     """Length, as far as it is known without reading: files whose header does not tell may be of any length."""
-    if isinstance(item, Audio):
-        return item.duration_seconds
-    if isinstance(item, np.ndarray):
-        return float(item.shape[-1] / sampling_rate)
-    seconds = audio.info(item).duration_seconds
+    if isinstance(item.recording, Audio):
+        return item.recording.duration_seconds
+    with named(*item):
+        seconds = audio.info(item.recording).duration_seconds
     return float("inf") if seconds is None else seconds
 
 

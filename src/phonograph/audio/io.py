@@ -308,13 +308,13 @@ def save_stream(
 
 
 class _Decoder(Protocol):
-    """A file being decoded: its header, and its samples (channels, time) from some sample on."""
+    """A file being decoded: its header, and its samples (channels, time) from some sample to `stop`, or a little further."""
 
     info: AudioInfo
 
     def seek(self, sample: int) -> int: ...
 
-    def blocks(self) -> Iterator[Samples]: ...
+    def blocks(self, stop: float) -> Iterator[Samples]: ...
 
     def close(self) -> None: ...
 
@@ -340,14 +340,15 @@ class _SndfileDecoder:
         self._position = min(sample, self._sound.frames)
         return self._position
 
-    def blocks(self) -> Iterator[Samples]:
+    def blocks(self, stop: float) -> Iterator[Samples]:
         self._refuse_cut_header()
+        end = min(self._sound.frames, stop)
         rate = self.info.sampling_rate
         try:
             if self._position:
                 self._sound.seek(self._position)
-            while self._position < self._sound.frames:
-                block = self._sound.read(_READ_SAMPLES, dtype="float32", always_2d=True)
+            while self._position < end:
+                block = self._sound.read(int(min(_READ_SAMPLES, end - self._position)), dtype="float32", always_2d=True)
                 if not len(block):
                     raise _damaged(self._label, self._position, rate)
                 self._position += len(block)
@@ -427,16 +428,18 @@ class _FfmpegDecoder:
         # FFmpeg seeks to packets, not samples, so whoever asked must drop what comes before.
         return 0
 
-    def blocks(self) -> Iterator[Samples]:
-        return _reblocked(self._frames(), _READ_SAMPLES)
+    def blocks(self, stop: float) -> Iterator[Samples]:
+        return _reblocked(self._frames(stop), _READ_SAMPLES)
 
-    def _frames(self) -> Iterator[Samples]:
+    def _frames(self, stop: float) -> Iterator[Samples]:
         rate = self.info.sampling_rate
         decoded = 0
         try:
             for frame in self._converted_frames():
                 decoded += frame.samples
                 yield cast(Samples, frame.to_ndarray())
+                if decoded >= stop:
+                    return
         except self._ffmpeg_error as error:
             raise _damaged(self._label, decoded, rate) from error
         # Other containers only estimate the length of a track.
@@ -606,7 +609,7 @@ def _trimmed(decoder: _Decoder, position: int, start: int, selection: _Selection
     rate = decoder.info.sampling_rate
     length = selection.duration_seconds
     stop = float("inf") if length is None else start + max(1, round(length * rate))
-    for block in decoder.blocks():
+    for block in decoder.blocks(stop):
         begin, end = max(start - position, 0), min(stop - position, block.shape[1])
         position += block.shape[1]
         if begin < end:
@@ -730,7 +733,7 @@ def _as_samples(values: npt.ArrayLike) -> Samples:
         raise AudioError(f"expected samples shaped (time,) or (channels, time), got {array.shape}; {hint}")
     if not array.shape[1]:
         raise AudioError("expected at least one sample, got none; check what made this audio")
-    return np.asarray(array, dtype=np.float32)
+    return np.ascontiguousarray(array, dtype=np.float32)  # PyTorch takes no negative strides
 
 
 def _as_audio(samples: "Audio | npt.ArrayLike", sampling_rate: int | None) -> Audio:
@@ -784,7 +787,11 @@ class _Sink(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+        try:
+            return self._file.seek(offset, whence)  # which writes what is held back, and so fails on a full disk too
+        except OSError as error:
+            self._error = self._error or error
+            return offset
 
     def tell(self) -> int:
         return self._file.tell()

@@ -38,7 +38,7 @@ from phonograph.cli.runs import (
     standard_input_file,
     use_threads,
 )
-from phonograph.errors import ConfigError
+from phonograph.errors import AudioError, ConfigError
 from phonograph.files import make_folder
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class CodecChoice:
         from phonograph import api
 
         use_threads(self.threads)
-        codec = api.load_codec(self.model or named or api.DEFAULT_CODEC, device=self.device, dtype=self.dtype)
+        name = named or api.DEFAULT_CODEC if self.model is None else self.model
+        codec = api.load_codec(name, device=self.device, dtype=self.dtype)
         if self.compile_for is not None:
             codec.compile_for(*self.compile_for)
         return codec
@@ -196,13 +197,18 @@ def _encode_together(group: Sequence[Job], options: _Encoding, run: Run) -> None
         return
     total = sum(clip.duration_seconds for clip in clips.values())
     run.progress.start(f"{len(clips)} files together", total)
-    encoded = api.encode(
-        list(clips.values()),
-        options.codec,
-        num_quantizers=options.codebooks,
-        batch_size=len(clips),
-        on_progress=run.progress.advance,
-    )
+    try:
+        encoded = api.encode(
+            list(clips.values()),
+            options.codec,
+            num_quantizers=options.codebooks,
+            batch_size=len(clips),
+            on_progress=run.progress.advance,
+        )
+    except AudioError:  # one of them; alone, each tells for itself
+        for job in clips:
+            _encode_one(job, options, run)
+        return
     elapsed = time.perf_counter() - started
     for job, tokens in zip(clips, encoded, strict=True):
         _save_tokens(tokens, job)
@@ -290,7 +296,8 @@ def _decode_one(job: Job, choice: CodecChoice, options: _Decoding, run: Run) -> 
 
     with run.attempt(job.source):
         tokens = _load_tokens(job.source, options)
-        codec = choice.load(tokens.model_id) if choice.model or tokens.model_id else None  # api says what is missing
+        # Tokens without a name are refused by api.
+        codec = None if choice.model is None and not tokens.model_id else choice.load(tokens.model_id)
         run.progress.start(job.source, tokens.duration_seconds)
         started = time.perf_counter()
         lengths: list[float] = []

@@ -38,7 +38,9 @@ def one_line(message: object) -> str:
 
 def say(line: str) -> None:
     """A line to the person at the terminal."""
-    sys.stderr.write(line + "\n")
+    with contextlib.suppress(OSError):  # nobody can be told that nobody can be told
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 def say_error(message: object) -> None:

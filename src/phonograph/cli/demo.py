@@ -19,12 +19,14 @@ from phonograph.files import make_folder
 
 if TYPE_CHECKING:
     from phonograph.audio import Audio
+    from phonograph.audio.quality import Quality
     from phonograph.models.mimi.modeling_mimi import MimiModel
     from phonograph.tokens import SpeechTokens
 
 __all__ = ["demo"]
 
 _PICTURED = "ljspeech_LJ002-0045"
+_FORMATS = {"STOI": "{:.3f}", "PESQ": "{:.2f}", "mel distance": "{:.2f} dB"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ class _Trial:
     encode_seconds: float
     decode_seconds: float
     seconds: float
-    stoi: float | None
-    mel_distance: float
+    quality: "Quality"
     speech: "Audio"
 
 
@@ -76,14 +77,14 @@ def demo(
     make_folder(folder)
     missing = [name for name in ("pystoi", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
-        say(str(MissingExtraError("a part of the demo", " and ".join(missing), "demo")))
+        say(str(MissingExtraError("a part of the demo", missing[0], "demo", *missing[1:])))
     if threads is not None:
         torch.set_num_threads(threads)
     codec = api.load_codec(model, device=device, dtype=dtype)
     paths = sorted(BUNDLED_SPEECH.glob("*.flac"))
     _warm_up(codec, paths[0])
     with progress(quiet, len(paths)) as bars:
-        clips = [_process(path, codec, folder, "pystoi" not in missing, bars) for path in paths]
+        clips = [_process(path, codec, folder, bars) for path in paths]
     if "matplotlib" not in missing:
         _draw(clips, folder / "demo.png")
     trials = [trial for clip in clips for trial in clip.trials]
@@ -102,7 +103,7 @@ def _warm_up(codec: "MimiModel", path: Path) -> None:
     api.decode(api.encode(audio.load(path, duration_seconds=1.0), codec), codec)
 
 
-def _process(path: Path, codec: "MimiModel", folder: Path, with_stoi: bool, bars: Progress) -> _Clip:
+def _process(path: Path, codec: "MimiModel", folder: Path, bars: Progress) -> _Clip:
     from phonograph import api, audio
 
     original = audio.load(path, sampling_rate=codec.config.sampling_rate, mono=True)
@@ -114,7 +115,7 @@ def _process(path: Path, codec: "MimiModel", folder: Path, with_stoi: bool, bars
     tokens.save(folder / f"{path.stem}.mimi")
     trials = []
     for number in _codebook_counts(codec.config.num_semantic_quantizers, tokens.num_codebooks):
-        trial = _try(path.stem, original, tokens.truncate(number), elapsed, codec, with_stoi)
+        trial = _try(path.stem, original, tokens.truncate(number), elapsed, codec)
         trial.speech.save(folder / f"{path.stem}.{number}-codebooks.wav")
         trials.append(trial)
     bars.finish()
@@ -126,9 +127,7 @@ def _codebook_counts(least: int, most: int) -> list[int]:
     return sorted({max(least, most // 4), max(least, most // 2), most})
 
 
-def _try(
-    name: str, original: "Audio", tokens: "SpeechTokens", encode_seconds: float, codec: "MimiModel", with_stoi: bool
-) -> _Trial:
+def _try(name: str, original: "Audio", tokens: "SpeechTokens", encode_seconds: float, codec: "MimiModel") -> _Trial:
     from phonograph import api
     from phonograph.audio import quality
 
@@ -142,8 +141,7 @@ def _try(
         encode_seconds=encode_seconds,
         decode_seconds=elapsed,
         seconds=original.duration_seconds,
-        stoi=quality.stoi(original, speech) if with_stoi else None,
-        mel_distance=quality.mel_distance(original, speech),
+        quality=quality.measure(original, speech),
         speech=speech,
     )
 
@@ -164,16 +162,17 @@ def _as_json(trial: _Trial) -> dict[str, object]:
         "seconds": trial.seconds,
         "encode_rtf": trial.encode_seconds / trial.seconds,
         "decode_rtf": trial.decode_seconds / trial.seconds,
-        "stoi": trial.stoi,
-        "mel_distance_db": trial.mel_distance,
+        "stoi": trial.quality.figures.get("STOI"),
+        "pesq": trial.quality.figures.get("PESQ"),
+        "mel_distance_db": trial.quality.figures["mel distance"],
     }
 
 
 def _print(trials: Sequence[_Trial], folder: Path) -> None:
     counts = sorted({trial.codebooks for trial in trials})
-    columns = ("codebooks", "bitrate", "encode", "decode", "STOI", "mel distance")
+    columns = ("codebooks", "bitrate", "encode", "decode", *_FORMATS)
     print_table(columns, [_summary([t for t in trials if t.codebooks == number]) for number in counts], right=columns)
-    if trials[0].stoi is not None:
+    if any("STOI" in trial.quality.figures for trial in trials):
         names = list(dict.fromkeys(trial.clip for trial in trials))
         rows = [
             (name, f"{next(t.seconds for t in trials if t.clip == name):.1f} s", *(_stoi_of(trials, name, n) for n in counts))
@@ -182,23 +181,28 @@ def _print(trials: Sequence[_Trial], folder: Path) -> None:
         headings = [f"STOI, {number} codebooks" for number in counts]
         print_table(("recording", "length", *headings), rows, right=("length", *headings))
     print_lines(
-        "Speeds are in seconds of audio a second (x real time), STOI from 0 to 1 (higher is better), mel distance in dB."
+        "Speeds are in seconds of audio a second (x real time), STOI from 0 to 1, PESQ from 1 to 4.64 (higher is better), "
+        "mel distance in dB."
     )
+    print_lines(*dict.fromkeys(why for trial in trials for name, why in trial.quality.left_out.items() if name == "PESQ"))
     print_lines(f"Recordings, reconstructions, token files and the picture are in {folder}.")
 
 
 def _stoi_of(trials: Sequence[_Trial], clip: str, codebooks: int) -> str:
-    return next(f"{trial.stoi:.3f}" for trial in trials if (trial.clip, trial.codebooks) == (clip, codebooks))
+    return next(_mean([trial], "STOI") for trial in trials if (trial.clip, trial.codebooks) == (clip, codebooks))
 
 
 def _summary(trials: Sequence[_Trial]) -> tuple[str, ...]:
     seconds = sum(trial.seconds for trial in trials)
-    stois = [trial.stoi for trial in trials if trial.stoi is not None]
     return (
         str(trials[0].codebooks),
         f"{trials[0].bitrate / 1000:g} kbit/s",
         f"{seconds / sum(trial.encode_seconds for trial in trials):.1f}x",
         f"{seconds / sum(trial.decode_seconds for trial in trials):.1f}x",
-        f"{sum(stois) / len(stois):.3f}" if stois else "-",
-        f"{sum(trial.mel_distance for trial in trials) / len(trials):.2f} dB",
+        *(_mean(trials, name) for name in _FORMATS),
     )
+
+
+def _mean(trials: Sequence[_Trial], figure: str) -> str:
+    found = [trial.quality.figures[figure] for trial in trials if figure in trial.quality.figures]
+    return _FORMATS[figure].format(sum(found) / len(found)) if found else "-"

@@ -173,7 +173,8 @@ class PcmReader:
         import numpy as np
 
         frames = np.frombuffer(data, self._type).astype(np.float32).reshape(-1, self._channels)
-        values: npt.NDArray[np.float32] = frames.mean(axis=1)
+        with np.errstate(all="ignore"):  # what is not finite is refused in our own words
+            values: npt.NDArray[np.float32] = frames.mean(axis=1)
         if not np.isfinite(values).all():
             raise AudioError("expected finite samples, got NaN or infinite ones; is the input really --format f32le?")
         return values / np.float32(2**15) if self._type == "<i2" else values

@@ -62,6 +62,10 @@ def find_inputs(arguments: Sequence[str], suffixes: Sequence[str]) -> tuple[list
         if not found:
             what = f"files ending in {', '.join(suffixes)} in" if os.path.isdir(argument) else "files that match"
             refused.append(ConfigError(f"expected {what} {argument}, found none; check the name, or name the files themselves"))
+    if len(inputs) == 1 and not refused:  # before a model is loaded, or fetched, for nothing
+        [source] = [item.source for item in inputs.values()]
+        if source != STANDARD and not os.path.exists(source):
+            refused, inputs = [ConfigError(f"expected a file to read, but {source} does not exist; check the name")], {}
     if not inputs and len(refused) == 1:
         raise refused[0]
     return list(inputs.values()), refused

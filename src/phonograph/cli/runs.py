@@ -4,6 +4,7 @@ It knows files, progress and refusals, nothing of what is done with a file.
 """
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ __all__ = [
     "known_suffix",
     "run_over",
     "seconds_of",
+    "standard_input_file",
     "use_threads",
 ]
 
@@ -155,6 +157,13 @@ def known_suffix(file_format: str, suffixes: Sequence[str]) -> str:
         names = ", ".join(name[1:] for name in suffixes)
         raise ConfigError(f"expected --format to be one of {names}, got {file_format!r}; choose one of these")
     return suffix
+
+
+def standard_input_file() -> io.BytesIO:
+    """All that stdin gives."""
+    file = io.BytesIO(sys.stdin.buffer.read())
+    file.name = "standard input"  # what messages call it
+    return file
 
 
 @contextlib.contextmanager

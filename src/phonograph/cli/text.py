@@ -3,10 +3,8 @@
 What is heard is phonograph.api's business; here options are checked, and files read and written.
 """
 
-import io
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,16 @@ import typer
 from phonograph.cli.console import standard_output
 from phonograph.cli.options import AsJson, Batch, Channel, Device, Dtype, Output, Overwrite, Quiet, Speech, Threads
 from phonograph.cli.paths import AUDIO_SUFFIXES, STANDARD, Input, Job, Outputs, find_inputs, plan
-from phonograph.cli.runs import Run, check_stdout, groups_of_short, known_suffix, run_over, seconds_of, use_threads
+from phonograph.cli.runs import (
+    Run,
+    check_stdout,
+    groups_of_short,
+    known_suffix,
+    run_over,
+    seconds_of,
+    standard_input_file,
+    use_threads,
+)
 from phonograph.errors import AudioError, ConfigError
 from phonograph.files import atomic_write, make_folder
 
@@ -28,6 +35,9 @@ if TYPE_CHECKING:
     from phonograph.decoding.transcript import Transcript
 
 __all__ = ["align", "transcribe", "translate"]
+
+_TEXT_SUFFIXES = (".txt", ".text", ".lab", ".srt", ".vtt", ".tsv", ".csv", ".json")
+"""What ends so was meant as a file's name, not as words that are spoken."""
 
 Recognize: TypeAlias = "Callable[[list[str | Audio], Callable[[float], None]], list[Transcript]]"
 
@@ -229,6 +239,8 @@ def _hotword(text: str) -> tuple[str, float]:
 
 def _text_of(argument: str) -> str:
     if not os.path.isfile(argument):
+        if os.path.splitext(argument)[1].lower() in _TEXT_SUFFIXES:
+            raise ConfigError(f"expected a text or the name of a text file, but {argument} does not exist; check the name")
         return argument
     try:
         return Path(argument).read_text(encoding="utf-8")
@@ -331,9 +343,7 @@ class _Texts:
     def _stdin(self) -> "Audio":
         from phonograph import audio
 
-        file = io.BytesIO(sys.stdin.buffer.read())
-        file.name = "standard input"  # what messages call it
-        return audio.load(file, mono=True, channel=self.channel)
+        return audio.load(standard_input_file(), mono=True, channel=self.channel)
 
     def _shown(self, job: Job, transcript: "Transcript", several: bool) -> str:
         """What stdout is to get: among several files, a line that begins with the file's name, or an object that holds it."""

@@ -57,6 +57,8 @@ def verify(
 
     if seconds is not None and seconds <= 0:
         raise ConfigError(f"expected --seconds above 0, got {seconds:g}; leave it out for all")
+    if fail_above is not None and not 0 <= fail_above <= 1:
+        raise ConfigError(f"expected --fail-above from 0 to 1, got {fail_above:g}; pass a share of the codes")
     paths = _paths(speech)
     codec = api.load_codec(model, device=device)
     codec.check_num_quantizers(codebooks)

@@ -5,8 +5,11 @@ The only module that uses huggingface_hub. It knows files and names, no tensors 
 
 import json
 import os
+import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from phonograph.configuration import HUB_OPTIONS
 from phonograph.errors import CheckpointError
@@ -139,7 +142,7 @@ def _shard_names(index: Path) -> list[str]:
 def _find_file(name_or_path: str | os.PathLike[str], filename: str, hub_options: dict[str, Any]) -> Path | None:
     subfolder = hub_options.get("subfolder") or ""
     folder = Path(name_or_path)
-    if not folder.is_dir():
+    if not os.fspath(name_or_path) or not folder.is_dir():  # Path("") would be the current folder
         bundled = bundled_models().get(os.fspath(name_or_path))
         if bundled is None:
             return _download(os.fspath(name_or_path), filename, hub_options)
@@ -149,13 +152,15 @@ def _find_file(name_or_path: str | os.PathLike[str], filename: str, hub_options:
 
 
 def _download(repository: str, filename: str, hub_options: dict[str, Any]) -> Path | None:
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import constants, errors, hf_hub_download
 
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")) or "\\" in repository:
         raise CheckpointError(
             f"expected a bundled model, a folder or a hub id (owner/name), got {repository!r}, which is none of them; "
             f"{_hint(repository)}"
         )
+    if not (hub_options.get("local_files_only") or constants.HF_HUB_OFFLINE or _within_reach(constants.ENDPOINT)):
+        hub_options = {**hub_options, "local_files_only": True}
     try:
         return Path(hf_hub_download(repository, filename, **hub_options))
     except errors.LocalEntryNotFoundError as error:
@@ -176,6 +181,17 @@ def _download(repository: str, filename: str, hub_options: dict[str, Any]) -> Pa
     except (errors.HfHubHTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"expected an answer from the hub for {repository}, got: {reason}; try again later") from error
+
+
+def _within_reach(address: str) -> bool:
+    """False where the hub's name is known to nobody: its client would try again for half a minute, for each file."""
+    if urllib.request.getproxies():  # then it's the proxy that knows the name
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(address).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _hint(name_or_path: str | os.PathLike[str]) -> str:

@@ -324,9 +324,10 @@ class FeatureExtractor:
             clip = np.asarray(values)
             if isinstance(values, (list, tuple)):
                 clip = clip.astype(np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise AudioError(
-                f"expected a clip as numbers, got a {type(values).__name__} that makes no array; pass a float array"
+                f"expected a clip as numbers, got a {type(values).__name__} that makes no array; "
+                "pass a float array, or tensor.detach().float()"
             ) from error
         if clip.dtype.kind != "f":
             raise AudioError(

@@ -60,7 +60,7 @@ def load_tokens(path: str | os.PathLike[str] | BinaryIO, on_damage: str) -> Spee
     try:
         return SpeechTokens.from_arrays(read(path))
     except OSError as error:
-        raise TokenFileError(f"cannot read {path}: {error.strerror or error}") from error
+        raise TokenFileError(f"cannot read {path}: {error.strerror or error}; check its name and permissions") from error
     except _FOREIGN_ERRORS as error:
         raise TokenFileError(f"cannot read speech tokens from {path}: {error}") from error
 

@@ -244,7 +244,7 @@ class TokenReader:
             raise TokenFileError(f"cannot read {self._name}: {error}") from error
 
     def _unreadable(self, error: OSError) -> TokenFileError:
-        return TokenFileError(f"cannot read {self._name}: {error.strerror or error}")
+        return TokenFileError(f"cannot read {self._name}: {error.strerror or error}; check its name and permissions")
 
     def _open(self, path: str) -> BinaryIO:
         try:

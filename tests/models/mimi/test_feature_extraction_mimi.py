@@ -203,6 +203,7 @@ def test_arrays_need_no_torch() -> None:
         (1, "speech.wav", "expected float samples .* got <U10"),
         (1, None, "expected float samples .* got object"),
         (1, [[[0.1], [0.2, 0.3]]], "a list that makes no array; pass a float array"),
+        (1, torch.ones(9, requires_grad=True), r"a Tensor that makes no array; .* tensor\.detach\(\)\.float\(\)"),
     ],
 )
 def test_refuses_audio(channels: int, raw: Any, match: str) -> None:

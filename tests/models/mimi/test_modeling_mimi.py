@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from random_mimi import ODD, TINY, assert_close, noise, random_mimi
@@ -341,6 +342,8 @@ class TestRefusals:
             (torch.zeros(2, 100), r"got \(2, 100\)"),
             (torch.zeros(1, 2, 100), r"got \(1, 2, 100\)"),
             (torch.zeros(1, 1, 0), r"got \(1, 1, 0\)"),
+            (torch.zeros(0, 1, 100), r"with at least one sample, got \(0, 1, 100\); MimiFeatureExtractor"),
+            (np.zeros((1, 1, 100), np.float32), r"a tensor \(batch, 1, samples\), got ndarray; MimiFeatureExtractor makes one"),
             (torch.zeros(1, 1, 100, dtype=torch.int16), r"floating-point audio in \[-1, 1\], got torch.int16; convert it"),
             (torch.zeros(1, 1, 100, dtype=torch.float64), r"model's torch.float32, got torch.float64; pass audio.to"),
         ],

@@ -564,7 +564,12 @@ class MimiModel(PreTrainedModel):
 
     def _check_audio(self, audio: Tensor) -> None:
         channels = self.config.audio_channels
-        if audio.dim() != 3 or audio.shape[1] != channels or audio.shape[2] == 0:
+        if not isinstance(audio, Tensor):
+            raise AudioError(
+                f"expected audio as a tensor (batch, {channels}, samples), got {type(audio).__name__}; "
+                'MimiFeatureExtractor makes one with return_tensors="pt"'
+            )
+        if audio.dim() != 3 or audio.shape[1] != channels or audio.numel() == 0:
             raise AudioError(
                 f"expected audio of shape (batch, {channels}, samples) with at least one sample, got {tuple(audio.shape)}; "
                 "MimiFeatureExtractor makes that shape"
