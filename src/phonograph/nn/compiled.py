@@ -10,7 +10,7 @@ the order of summation; in bfloat16 the compiled step rounds fewer intermediate 
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +64,24 @@ class CompiledStep:
         used = {node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users}
         names = [name for node, name in exported.graph_signature.inputs_to_parameters.items() if node in used]
         weights = [module.get_parameter(name.removeprefix("module.")) for name in names]
-        self._weights = [(weight.detach(), weight) for weight in weights]  # kept: no later tensor can lie where one lay
-        self._versions = list(self._versions_now())
+        self._weights = weights
+        self._kept = [weight.detach() for weight in weights]  # so that no later tensor can lie where one of these lay
+        self._counting = [weight for weight in weights if not weight.is_inference()]
+        self._known = self._weights_now()
 
     def fits(self, x: Tensor) -> bool:
         """Whether the step may be taken for x: compiled for its shape and this number of threads, with these weights."""
         same = x.shape == self._shape and x.dtype == self._dtype and torch.get_num_threads() == self._threads
-        return same and fast_path(x, self._module) and self._unchanged()
+        return same and fast_path(x, self._module) and self._weights_now() == self._known
 
     def __call__(self, x: Tensor, states: Sequence[State]) -> Tensor:
         """The step's result; the states are updated in place."""
         out: Tensor = self._run(x.contiguous(), [tensor for state in states for tensor in state.tensors()])
         return out
 
-    def _unchanged(self) -> bool:
-        if any(now.data_ptr() != then.data_ptr() for then, now in self._weights):
-            return False
-        return all(then == now for then, now in zip(self._versions, self._versions_now(), strict=True))
-
-    def _versions_now(self) -> Iterator[int]:
-        return (0 if now.is_inference() else now._version for _, now in self._weights)
+    def _weights_now(self) -> list[int]:
+        """Numbers that differ once a weight has been changed or replaced."""
+        return [weight.data_ptr() for weight in self._weights] + [weight._version for weight in self._counting]
 
 
 class CompiledSteps:

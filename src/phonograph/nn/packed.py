@@ -61,27 +61,21 @@ class Derived:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] | None = None
+        self._key: list[object] | None = None
+        self._storages: list[StorageWeakRef] = []  # while these are held, no other storage gets the address of one of them
         self._value: Any = None
 
     def get(self, make: Callable[[], Any], *sources: Tensor, dtype: torch.dtype | None = None) -> Any:
         """The value, from `make` if there is none of these very sources in this `dtype`."""
         if torch.compiler.is_compiling():
             return make()  # a compiled graph can't look at storages
-        parts = tuple(
-            part
-            for source in sources
-            for part in (
-                StorageWeakRef(source.untyped_storage()),  # unlike an address, never that of a later tensor
-                0 if source.is_inference() else source._version,
-                source.dtype,
-                source.shape,
-                source.device,
-            )
-        )
-        key = (dtype, *parts)
+        key: list[object] = [dtype]
+        for source in sources:
+            version = 0 if source.is_inference() else source._version
+            key += (source.untyped_storage()._cdata, version, source.dtype, source.shape, source.device)
         if self._key != key:
             self._value, self._key = make(), key
+            self._storages = [StorageWeakRef(source.untyped_storage()) for source in sources]
         return self._value
 
     def __reduce__(self) -> tuple[type["Derived"], tuple[()]]:

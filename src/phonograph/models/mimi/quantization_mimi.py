@@ -85,6 +85,14 @@ class MimiEuclideanCodebook(nn.Module):
         usage = self.cluster_usage[codes].clamp_min(self.epsilon)
         return F.embedding(codes, self.embed_sum) / usage[..., None]
 
+    def residual(self, x: Tensor, codes: Tensor) -> Tensor:
+        """What the centroids of codes (N,) leave of x (N, D)."""
+        if x.dtype != self.embed_sum.dtype:
+            return x - self.decode(codes)
+        usage = self.cluster_usage.index_select(0, codes).clamp_min_(self.epsilon)
+        # The same to the last bit in fewer calls: a live frame waits for 32 of them.
+        return torch.addcdiv(x, self.embed_sum.index_select(0, codes), usage[:, None], value=-1)
+
     def _centroids(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The centroids with their signs turned (K, D), and half their squared norms (K,)."""
         embed = (self.embed_sum / self.cluster_usage.clamp_min(self.epsilon)[:, None]).to(dtype)
@@ -173,7 +181,7 @@ def _start(books: Sequence[MimiEuclideanCodebook], x: Tensor) -> None:
             if _distributed():
                 for buffer in (book.embed_sum, book.cluster_usage):
                     torch.distributed.broadcast(buffer, 0)
-        x = x - book.decode(book.encode(x))
+        x = book.residual(x, book.encode(x))
 
 
 @torch.no_grad()
@@ -248,7 +256,7 @@ class MimiResidualVectorQuantizer(nn.Module):
         codes = []
         for codebook in self.codebooks(num_quantizers):
             index = codebook.encode(residual)
-            residual = residual - codebook.decode(index)
+            residual = codebook.residual(residual, index)
             codes.append(index)
         return torch.stack(codes).view(-1, *latents.shape[:2])
 
