@@ -32,6 +32,13 @@ HELP += [["stream", name, "--help"] for name in ("encode", "decode")]
 HELP += [["config", name, "--help"] for name in ("show", "validate", "diff")]
 
 
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "phonograph", "--version"], capture_output=True, text=True, check=True)
+    assert phonograph.__version__ in done.stdout
+    refused = subprocess.run([sys.executable, "-m", "phonograph", "info", "nothing.mimi"], capture_output=True, check=False)
+    assert refused.returncode == 2
+
+
 def processor_seconds_of(*command: str) -> float:
     """Unlike the clock's seconds, hardly those of other processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
