@@ -33,6 +33,7 @@ from phonograph.cli.runs import (
     check_stdout,
     groups_of_short,
     known_suffix,
+    load_together,
     run_over,
     seconds_of,
     standard_input_file,
@@ -180,23 +181,14 @@ def _encode_one(job: Job, options: _Encoding, run: Run) -> None:
 
 
 def _encode_together(group: Sequence[Job], options: _Encoding, run: Run) -> None:
-    from phonograph import api, audio
+    from phonograph import api
 
-    clips: dict[Job, Audio] = {}
     started = time.perf_counter()
     config = options.codec.config
-    for job in group:
-        with run.attempt(job.source):
-            clips[job] = audio.load(
-                job.source,
-                sampling_rate=config.sampling_rate,
-                mono=config.audio_channels == 1,
-                channel=options.channel,
-            )
+    mono = config.audio_channels == 1
+    clips, total = load_together(group, run, sampling_rate=config.sampling_rate, mono=mono, channel=options.channel)
     if not clips:
         return
-    total = sum(clip.duration_seconds for clip in clips.values())
-    run.progress.start(f"{len(clips)} files together", total)
     try:
         encoded = api.encode(
             list(clips.values()),

@@ -8,13 +8,16 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 
 from phonograph.cli.console import Progress, error_line, print_json, progress, standard_output
 from phonograph.cli.paths import STANDARD, Job
 from phonograph.errors import ConfigError, OutputError, PhonographError
+
+if TYPE_CHECKING:
+    from phonograph.audio import Audio
 
 __all__ = [
     "Ended",
@@ -23,6 +26,7 @@ __all__ = [
     "check_stdout",
     "groups_of_short",
     "known_suffix",
+    "load_together",
     "run_over",
     "seconds_of",
     "standard_input_file",
@@ -157,6 +161,20 @@ def known_suffix(file_format: str, suffixes: Sequence[str]) -> str:
         names = ", ".join(name[1:] for name in suffixes)
         raise ConfigError(f"expected --format to be one of {names}, got {file_format!r}; choose one of these")
     return suffix
+
+
+def load_together(group: Sequence[Job], run: Run, **how: Any) -> "tuple[dict[Job, Audio], float]":
+    """The clips of a group by `audio.load` and their seconds in all; progress begins, files that can't be read are reported."""
+    from phonograph import audio
+
+    clips: dict[Job, Audio] = {}
+    for job in group:
+        with run.attempt(job.source):
+            clips[job] = audio.load(job.source, **how)
+    total = sum(clip.duration_seconds for clip in clips.values())
+    if clips:
+        run.progress.start(f"{len(clips)} files together", total)
+    return clips, total
 
 
 def standard_input_file() -> io.BytesIO:

@@ -21,6 +21,7 @@ from phonograph.cli.runs import (
     check_stdout,
     groups_of_short,
     known_suffix,
+    load_together,
     run_over,
     seconds_of,
     standard_input_file,
@@ -314,16 +315,9 @@ class _Texts:
             yield job, transcript
 
     def _together(self, group: Sequence[Job], recognize: Recognize, run: Run) -> "Iterator[tuple[Job, Transcript]]":
-        from phonograph import audio
-
-        clips: dict[Job, Audio] = {}
-        for job in group:
-            with run.attempt(job.source):
-                clips[job] = audio.load(job.source, mono=True, channel=self.channel)
+        clips, total = load_together(group, run, mono=True, channel=self.channel)
         if not clips:
             return
-        total = sum(clip.duration_seconds for clip in clips.values())
-        run.progress.start(f"{len(clips)} files together", total)
         started = time.perf_counter()
         try:
             found = recognize(list(clips.values()), run.progress.advance)
