@@ -44,7 +44,7 @@ from phonograph.nn.conv import (
     ceil_div,
 )
 from phonograph.nn.linear import Linear, linear_together
-from phonograph.nn.masks import inside
+from phonograph.nn.masks import can_look, lengths_of
 from phonograph.nn.packed import Derived
 from phonograph.nn.positions import apply_rotary, inverse_frequencies, rotary_angles
 from phonograph.nn.state import State
@@ -666,9 +666,5 @@ def _lengths(padding_mask: Tensor, audio: Tensor) -> Tensor | None:
             f"expected a padding_mask of shape {(audio.shape[0], audio.shape[2])}, got {tuple(padding_mask.shape)}; "
             "pass the one that MimiFeatureExtractor returns"
         )
-    lengths = mask.sum(-1)
-    if mask.device.type != "cpu":
-        return lengths  # a look at the values would stall a GPU
-    if not torch.equal(mask, inside(lengths, mask.shape[1])):
-        raise AudioError("expected a padding_mask of ones, then zeros, got padding elsewhere; pad on the right")
-    return None if bool(mask.all()) else lengths
+    lengths = lengths_of(mask, "a padding_mask")
+    return None if can_look(mask) and bool(mask.all()) else lengths

@@ -102,9 +102,7 @@ class MimiEncoder(nn.Module):
 
     def compile_tile(self) -> None:
         """Compile `step` for the tiles of one signal; errors as of CompiledStep."""
-        conv = cast(StreamingConv1d, self.layers[0]).conv
-        tile = conv.weight.new_zeros(1, self.hop * _tile_steps_of(self, 1), conv.in_channels)
-        self.compiled.compile(self, self.step, tile, new_conv_states(self, 1))
+        _compile_tile(self, self.hop)
 
     def _tile(self, x: Tensor, states: list[Conv1dState], lengths: Tensor | None, active: Tensor | None) -> Tensor:
         compiled = self.compiled.find(x) if lengths is None and active is None else None
@@ -168,9 +166,7 @@ class MimiDecoder(nn.Module):
 
     def compile_tile(self) -> None:
         """Compile `step` for the tiles of one signal; errors as of CompiledStep."""
-        conv = cast(StreamingConv1d, self.layers[0]).conv
-        tile = conv.weight.new_zeros(1, _tile_steps_of(self, 1), conv.in_channels)
-        self.compiled.compile(self, self.step, tile, new_conv_states(self, 1))
+        _compile_tile(self, 1)
 
     def _tile(self, x: Tensor, states: list[Conv1dState | ConvTranspose1dState], active: Tensor | None) -> Tensor:
         compiled = self.compiled.find(x) if active is None else None
@@ -220,6 +216,12 @@ def _tile_steps(x: Tensor, module: "MimiEncoder | MimiDecoder") -> int:
 def _tile_steps_of(module: "MimiEncoder | MimiDecoder", batch_size: int) -> int:
     """Steps (25 Hz) of a tile of so many signals."""
     return max(1, _TILE_VALUES // (module.values_per_step * batch_size))
+
+
+def _compile_tile(module: "MimiEncoder | MimiDecoder", inputs_per_step: int) -> None:
+    conv = cast(StreamingConv1d, module.layers[0]).conv
+    tile = conv.weight.new_zeros(1, inputs_per_step * _tile_steps_of(module, 1), conv.in_channels)
+    module.compiled.compile(module, module.step, tile, new_conv_states(module, 1))
 
 
 def _states(state: list[Any] | None) -> Iterator[Any]:

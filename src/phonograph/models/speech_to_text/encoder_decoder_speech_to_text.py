@@ -27,7 +27,7 @@ from phonograph.models.speech_to_text.stepping_speech_to_text import Speech2Text
 from phonograph.nn.attention import attention_function, attention_with_weights, full_attention, windowed_attention
 from phonograph.nn.conv import channels_last_
 from phonograph.nn.linear import Linear
-from phonograph.nn.masks import inside
+from phonograph.nn.masks import can_look, inside, lengths_of
 from phonograph.nn.packed import Derived, fast_path, packed_conv
 
 __all__ = ["Conv1dSubsampler", "Speech2TextAttention", "Speech2TextDecoder", "Speech2TextEncoder", "subsampled"]
@@ -427,11 +427,9 @@ def _lengths(attention_mask: Tensor, features: Tensor) -> Tensor | None:
             f"expected an attention_mask of shape {tuple(features.shape[:2])}, got {tuple(mask.shape)}; "
             "pass the one that Speech2TextFeatureExtractor returns"
         )
-    lengths = mask.sum(-1)
-    if torch.compiler.is_compiling() or mask.device.type != "cpu":  # a graph can't look at values, and it would stall a GPU
+    lengths = lengths_of(mask, "an attention_mask")
+    if not can_look(mask):
         return lengths
-    if not torch.equal(mask, inside(lengths, mask.shape[1])):
-        raise AudioError("expected an attention_mask of ones, then zeros, got padding elsewhere; pad on the right")
     if bool(mask.all()):
         return None
     if not bool(lengths.all()):

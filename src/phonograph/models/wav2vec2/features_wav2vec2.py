@@ -18,7 +18,7 @@ from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.conv import Conv1d
 from phonograph.nn.linear import Linear
-from phonograph.nn.masks import inside
+from phonograph.nn.masks import can_look, inside, lengths_of
 from phonograph.nn.packed import fast_path, packed_linear
 
 __all__ = ["PatchSums", "Wav2Vec2FeatureEncoder", "Wav2Vec2FeatureProjection", "checked_lengths"]
@@ -47,11 +47,9 @@ def checked_lengths(audio: Tensor, attention_mask: Tensor | None, fewest: int) -
             f"expected an attention_mask of shape {tuple(audio.shape)}, got {tuple(attention_mask.shape)}; "
             "pass the one that Wav2Vec2FeatureExtractor returns"
         )
-    lengths = attention_mask.long().sum(-1)
-    if attention_mask.device.type != "cpu":
-        return lengths  # a look at the values would stall a GPU
-    if not torch.equal(attention_mask.bool(), inside(lengths, audio.shape[1])):
-        raise AudioError("expected an attention_mask of ones, then zeros, got padding elsewhere; pad on the right")
+    lengths = lengths_of(attention_mask, "an attention_mask")
+    if not can_look(lengths):
+        return lengths
     least = int(lengths.min())
     if least < fewest:
         raise AudioError(f"expected at least {fewest} samples in each item, which give one step, got {least}; leave it out")
