@@ -20,6 +20,7 @@ from phonograph.nn.attention import (
     ring_step,
     windowed_attention,
 )
+from phonograph.nn.masks import inside
 from phonograph.nn.packed import reference_path
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -205,6 +206,33 @@ def test_attention_by_head(masked: bool, dtype: torch.dtype) -> None:
     fast = full_attention(queries, keys, values, mask, "sdpa")
     assert not torch.equal(fast, plain), "the same function ran twice"
     torch.testing.assert_close(fast.double(), wide, rtol=0, atol=1e-6 if dtype is torch.float32 else 8e-3)
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "as it is"])
+@pytest.mark.parametrize("masked", [True, False], ids=["padding", "no padding"])
+@pytest.mark.parametrize("steps", [1, 33, 300])
+def test_training_in_bfloat16_has_the_gradients_of_float64(steps: int, masked: bool, autocast: bool) -> None:
+    inputs = [x.bfloat16().requires_grad_() for x in heads(steps, size=32, seed=steps)]
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    key_mask = inside(torch.tensor([steps, max(1, steps // 2)]), steps) if masked else None
+    towards = heads(steps, size=32, seed=steps + 1)[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = full_attention(*inputs, key_mask, "sdpa")
+    reference = full_attention(*doubles, key_mask, "eager")
+    assert y.dtype == torch.bfloat16
+    _near(y, reference, 0.01)
+    y.backward(towards.bfloat16())
+    reference.backward(towards.double())
+    for x, expected in zip(inputs, doubles, strict=True):
+        assert x.grad is not None
+        assert expected.grad is not None
+        _near(x.grad, expected.grad, 0.02)
+
+
+def _near(x: Tensor, reference: Tensor, share: float) -> None:
+    """Off by no more than a share of the reference's own size."""
+    distance = (x.detach().double() - reference.detach()).norm()
+    assert distance <= share * reference.norm() + 1e-6
 
 
 def test_weights_of_attention() -> None:

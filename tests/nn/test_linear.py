@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -45,15 +46,51 @@ def test_module_equals_torch(dtype: torch.dtype, bias: bool, grad: bool) -> None
             torch.testing.assert_close(y, F.linear(x, module.weight, module.bias), rtol=tolerance, atol=tolerance)
 
 
-def test_gradients() -> None:
+@pytest.mark.parametrize("needed", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+@pytest.mark.parametrize("rows", [15, 16, 600])
+def test_gradients(rows: int, needed: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    ours, theirs = Linear(48, 64), torch.nn.Linear(48, 64)
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(1, 40, 48)
-    for module in (ours, theirs):
-        module(x).square().sum().backward()
-    close(ours.weight.grad, theirs.weight.grad)
-    close(ours.bias.grad, theirs.bias.grad)
+    values = [torch.randn(rows, 48), torch.randn(64, 48), torch.randn(64)]
+    towards = torch.randn(64, rows).t()  # as from a transposed view
+    found = []
+    for product in (linear, F.linear):
+        inputs = [value.clone().requires_grad_(bool(wanted)) for value, wanted in zip(values, needed, strict=True)]
+        product(*inputs).backward(towards)
+        found.append([value.grad for value in inputs])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            close(ours, theirs)
+
+
+def test_gradients_of_gradients() -> None:
+    torch.manual_seed(0)
+    values, found = [torch.randn(40, 48), torch.randn(64, 48)], []
+    for product in (linear, F.linear):
+        x, weight = (value.clone().requires_grad_() for value in values)
+        (gradient,) = torch.autograd.grad(product(x, weight).square().mean(), x, create_graph=True)
+        gradient.square().sum().backward()
+        found.append(weight.grad)
+    close(*found)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_each_sample() -> None:
+    torch.manual_seed(0)
+    weight, samples, found = torch.randn(64, 48), torch.randn(3, 20, 48), []
+    for product in (linear, F.linear):
+
+        def loss(weight: torch.Tensor, x: torch.Tensor, product: Callable[..., torch.Tensor] = product) -> torch.Tensor:
+            return product(x, weight).square().mean()
+
+        found.append(torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, samples))
+    close(*found)
+
+
+def test_autocast_is_left_to_torch() -> None:
+    x, weight = torch.randn(40, 48), torch.randn(64, 48, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype is torch.bfloat16
 
 
 @torch.no_grad()

@@ -1,23 +1,22 @@
-"""A matrix product that takes the faster of two kernels.
+"""A matrix product that takes the faster of two kernels, forth and back.
 
-In float32 on a CPU the convolution kernels of oneDNN reach up to twice the rate of the BLAS behind
-`torch.nn.functional.linear`, for some dozens to some hundreds of rows (docs/log.md); the two agree to rounding. In every other
-case this is `torch.nn.functional.linear`.
+In float32 on a CPU oneDNN's products reach twice the rate of the BLAS behind `torch.nn.functional.linear` (docs/log.md); the
+two agree to rounding. In every other case this is `torch.nn.functional.linear`.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phonograph.nn.activations import ACTIVATIONS
-from phonograph.nn.packed import Derived, fast_path, pack_linear, packed_linear
+from phonograph.nn.packed import Derived, fast_path, has_kernels, pack_linear, packed_linear
 
 __all__ = ["Linear", "linear", "linear_together"]
 
 _FEWEST_ROWS = 16
-_MOST_ROWS = 512
 
 
 class Linear(nn.Linear):
@@ -55,8 +54,9 @@ def linear_together(x: Tensor, parts: Sequence[Linear], packed: Derived) -> Tens
         weights: list[Tensor] = [part.weight for part in parts]
         return torch.cat(weights), torch.cat(biases) if biases else None
 
-    if x.device.type != "cpu" and torch.is_grad_enabled():  # each would be launched, and under autocast convert x, by itself
-        return F.linear(x, *joined())
+    if torch.is_grad_enabled():  # each would be launched, and under autocast convert x, by itself
+        matrix, bias = joined()
+        return linear(x.flatten(0, 1), matrix, bias).view(*x.shape[:2], -1)
     if not fast_path(x, parts[0]):
         return torch.cat([part(x) for part in parts], dim=-1)
 
@@ -70,13 +70,30 @@ def linear_together(x: Tensor, parts: Sequence[Linear], packed: Derived) -> Tens
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(N, I) rows, (O, I) weight, (O,) bias -> (N, O)."""
-    if x.dtype is not torch.float32 or x.device.type != "cpu" or x.shape[0] < _FEWEST_ROWS:
+    if x.dtype is not torch.float32 or x.shape[0] < _FEWEST_ROWS or not has_kernels(x):
         return F.linear(x, weight, bias)
-    if x.shape[0] <= _MOST_ROWS:
-        return _pointwise_convolution(x, weight, bias)
-    return torch.cat([_pointwise_convolution(rows, weight, bias) for rows in x.split(_MOST_ROWS)])
+    return cast(Tensor, _Product.apply(x, weight, bias))  # type: ignore[no-untyped-call]
 
 
-def _pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    image = x.t()[None, :, None]  # (1, I, 1, N), channels last in memory
-    return F.conv2d(image, weight[:, :, None, None], bias)[0, :, 0].t()
+class _Product(torch.autograd.Function):
+    """oneDNN's product, whose gradients are products of the same kind."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return packed_linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            linear(gradient, weight.t()) if to_x else None,
+            linear(gradient.t(), x.t()) if to_weight else None,
+            gradient.sum(0) if to_bias else None,
+        )

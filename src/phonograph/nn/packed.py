@@ -22,6 +22,7 @@ __all__ = [
     "Convolution",
     "Derived",
     "fast_path",
+    "has_kernels",
     "pack_linear",
     "packed_conv",
     "packed_conv_transpose",
@@ -116,7 +117,12 @@ def _keep_freed_memory() -> None:
 def fast_path(x: Tensor, module: nn.Module | None = None) -> bool:
     """Whether this call, of a module in evaluation mode or of a function, may take the paths made for inference on a CPU."""
     training = module is not None and module.training
-    if x.device.type != "cpu" or training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    return not training and not torch.is_grad_enabled() and has_kernels(x)
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether oneDNN's operators may be called by name for this input; they have no gradients of their own."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if torch.is_autocast_enabled("cpu"):
         return False  # these kernels take one type for all

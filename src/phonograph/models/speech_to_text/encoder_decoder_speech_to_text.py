@@ -26,6 +26,7 @@ from phonograph.models.speech_to_text.positions_speech_to_text import Speech2Tex
 from phonograph.models.speech_to_text.stepping_speech_to_text import Speech2TextDecoderState, new_cache, new_writers
 from phonograph.nn.attention import attention_function, attention_with_weights, full_attention, windowed_attention
 from phonograph.nn.conv import channels_last_
+from phonograph.nn.dropout import dropout
 from phonograph.nn.linear import Linear
 from phonograph.nn.masks import can_look, inside, lengths_of
 from phonograph.nn.packed import Derived, fast_path, packed_conv
@@ -206,13 +207,13 @@ class _Layer(nn.Module):
     def _add(self, x: Tensor, linear: nn.Module, inner: Tensor) -> Tensor:
         """The residual x (B, T, d) plus a linear layer's output."""
         if self.training:
-            return x + F.dropout(linear(inner), self.dropout)
+            return x + dropout(linear(inner), self.dropout)
         return cast(Tensor, linear(inner, residual=x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d), with the residual."""
         inner = self.fc1(self.final_layer_norm(x), activation=self.activation)
-        return self._add(x, self.fc2, F.dropout(inner, self.activation_dropout, self.training))
+        return self._add(x, self.fc2, dropout(inner, self.activation_dropout, self.training))
 
 
 class Speech2TextEncoderLayer(_Layer):
@@ -307,7 +308,7 @@ class Speech2TextEncoder(_Stack):
         x = self.conv(input_features, lengths) * self.embed_scale
         first = self.embed_positions.first
         positions = self.embed_positions.table(x.shape[1])[first : first + x.shape[1]]
-        x = F.dropout(x + positions.detach(), self.dropout, self.training)
+        x = dropout(x + positions.detach(), self.dropout, self.training)
         visible = _Visible(None if lengths is None else inside(subsampled(lengths, self.config), x.shape[1]))
         for _, layer in self._kept_layers():
             run.collect(x)
@@ -380,7 +381,7 @@ class Speech2TextDecoder(_Stack):
             state = self.new_state(encoder_hidden_states, encoder_mask, 1, room)
         past = _Past(state, encoder_hidden_states, batch, count)
         x = embedded * self.embed_scale + self._positions(input_ids, past.steps, count)
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         run = self._run(output_attentions, output_hidden_states)
         token_mask = None if attention_mask is None else attention_mask.bool()
         encoder_mask = state.encoder_mask if state is not None and encoder_mask is None else encoder_mask

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from phonograph.nn.attention import attention_with_weights, full_attention
 from phonograph.nn.conv import Conv1d, convolve
+from phonograph.nn.dropout import Dropout
 from phonograph.nn.linear import Linear, linear_together
 from phonograph.nn.masks import inside
 from phonograph.nn.packed import Derived, fast_path
@@ -88,7 +89,7 @@ class Wav2Vec2PositionalConvEmbedding(nn.Module):
         return cast(Tensor, self.conv(x, self.activation))
 
 
-def _added(residual: Tensor, last: Linear, x: Tensor, dropout: nn.Dropout) -> Tensor:
+def _added(residual: Tensor, last: Linear, x: Tensor, dropout: Dropout) -> Tensor:
     """residual + dropout(last(x)), in one kernel where there is one."""
     if dropout.training and dropout.p > 0:
         return residual + cast(Tensor, dropout(last(x)))
@@ -135,10 +136,10 @@ class Wav2Vec2FeedForward(nn.Module):
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
-        self.intermediate_dropout = nn.Dropout(config.activation_dropout)
+        self.intermediate_dropout = Dropout(config.activation_dropout)
         self.intermediate_dense = Linear(config.hidden_size, config.intermediate_size)
         self.output_dense = Linear(config.intermediate_size, config.hidden_size)
-        self.output_dropout = nn.Dropout(config.hidden_dropout)
+        self.output_dropout = Dropout(config.hidden_dropout)
         self.activation = config.hidden_act
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class Wav2Vec2EncoderLayer(nn.Module):
         super().__init__()
         self.stable = config.do_stable_layer_norm
         self.attention = Wav2Vec2Attention(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = Wav2Vec2FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -204,7 +205,7 @@ class Wav2Vec2Encoder(nn.Module):
         super().__init__()
         self.pos_conv_embed = Wav2Vec2PositionalConvEmbedding(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([Wav2Vec2EncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.stable = config.do_stable_layer_norm
         self.layerdrop = config.layerdrop

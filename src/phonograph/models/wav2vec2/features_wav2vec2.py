@@ -17,6 +17,7 @@ from phonograph.errors import AudioError
 from phonograph.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from phonograph.nn.activations import ACTIVATIONS
 from phonograph.nn.conv import Conv1d
+from phonograph.nn.dropout import Dropout
 from phonograph.nn.linear import Linear
 from phonograph.nn.masks import can_look, inside, lengths_of
 from phonograph.nn.packed import fast_path, packed_linear
@@ -277,7 +278,7 @@ class Wav2Vec2FeatureProjection(nn.Module):
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
         self.projection = Linear(config.conv_dim[-1], config.hidden_size)
-        self.dropout = nn.Dropout(config.feat_proj_dropout)
+        self.dropout = Dropout(config.feat_proj_dropout)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, C) -> (B, T, H), and the normed features (B, T, C), which the quantiser sees."""

@@ -51,6 +51,7 @@ from phonograph.models.wav2vec2.outputs_wav2vec2 import (
 from phonograph.models.wav2vec2.quantization_wav2vec2 import Wav2Vec2GumbelVectorQuantizer, contrastive_loss
 from phonograph.models.wav2vec2.xvector_wav2vec2 import Wav2Vec2AMSoftmax, Wav2Vec2TDNNLayer, pooled_statistics
 from phonograph.nn.attention import attention_function
+from phonograph.nn.dropout import Dropout
 from phonograph.nn.linear import Linear
 from phonograph.nn.masks import inside
 
@@ -326,7 +327,7 @@ class Wav2Vec2ForCTC(_Headed):
             raise ConfigError(
                 "expected vocab_size to build Wav2Vec2ForCTC, got None; set it to the number of the tokenizer's tokens"
             )
-        self.dropout = nn.Dropout(config.final_dropout)
+        self.dropout = Dropout(config.final_dropout)
         self.lm_head = Linear(self._head_width, config.vocab_size)
         self.target_lang: str | None = None
         self.post_init()
@@ -436,7 +437,7 @@ class Wav2Vec2ForPreTraining(_Headed):
             raise ConfigError(
                 "expected add_adapter=False to build Wav2Vec2ForPreTraining, whose targets are the steps before it"
             )
-        self.dropout_features = nn.Dropout(config.feat_quantizer_dropout)
+        self.dropout_features = Dropout(config.feat_quantizer_dropout)
         self.quantizer = Wav2Vec2GumbelVectorQuantizer(config)
         self.project_hid = Linear(config.hidden_size, config.proj_codevector_dim)
         self.project_q = Linear(config.codevector_dim, config.proj_codevector_dim)
