@@ -175,6 +175,9 @@ class TestRefusals:
             (torch.zeros(1, 1, 10), r"got \(1, 1, 10\)"),
             (torch.tensor(0.0), r"got \(\)"),
             (torch.zeros(10, dtype=torch.int16), r"floating-point samples in \[-1, 1\], got torch.int16; convert them"),
+            (torch.tensor([0.0, float("nan")]), "finite samples, got NaN or infinite ones"),
+            (torch.tensor([0.5, -float("inf")]), "finite samples, got NaN or infinite ones"),
+            (torch.tensor([0.0, -20000.0]), r"samples in \[-1, 1\], got a peak of 20000; divide integers"),
         ],
     )
     def test_samples(self, tiny: MimiModel, samples: Tensor, match: str) -> None:
@@ -206,6 +209,8 @@ class TestRefusals:
         first = encoder.feed(audio[:, :100])
         with pytest.raises(AudioError):
             encoder.feed(torch.zeros(2, 10))
+        with pytest.raises(AudioError):
+            encoder.feed(torch.full((1, 10), float("nan")))
         assert torch.equal(torch.cat([first, encoder.feed(audio[:, 100:]), encoder.flush()], -1), codes)
         head = decoder.feed(codes[:, :3])
         with pytest.raises(ConfigError):

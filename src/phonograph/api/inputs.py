@@ -4,7 +4,6 @@ It knows audio, and no model.
 """
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from phonograph import audio
 from phonograph.audio import Audio
+from phonograph.audio.io import check_range
 from phonograph.errors import AudioError, ConfigError
 
 __all__ = [
@@ -43,10 +43,6 @@ Progress: TypeAlias = Callable[[float], None]
 """Called with the seconds of audio that were worked through since the call before."""
 BlocksAgain: TypeAlias = Callable[[], Iterator[Audio]]
 """Gives the blocks of a recording, each time from its beginning."""
-
-_HIGHEST_PEAK = 100.0
-"""Of samples that are meant to lie in [-1, 1]: 40 dB over full scale. Speech of unit variance does not reach it; integers made
-floats without a division by their full scale do."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +136,7 @@ def blocks_of(recording: Recording, wanted: AudioFormat, block_samples: int) -> 
 def _range_of(clip: Audio) -> tuple[float, float]:
     """Its lowest and its highest sample, refused where no model can do anything with them."""
     lowest, highest = float(clip.samples.min()), float(clip.samples.max())
-    if not math.isfinite(lowest + highest):
-        raise AudioError("expected finite samples, got NaN or infinite ones; repair this audio or export it again")
-    peak = max(-lowest, highest)
-    if peak > _HIGHEST_PEAK:
-        raise AudioError(
-            f"expected samples in [-1, 1], got a peak of {peak:g}; divide integers by their full scale (int16: 32768)"
-        )
+    check_range(lowest, highest)
     return lowest, highest
 
 

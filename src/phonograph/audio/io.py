@@ -13,6 +13,7 @@ Every refusal is an `AudioError` of one line; the exceptions of the libraries be
 import contextlib
 import io
 import itertools
+import math
 import operator
 import os
 import re
@@ -31,13 +32,16 @@ import soxr
 from phonograph.errors import AudioError
 from phonograph.files import atomic_write
 
-__all__ = ["WRITABLE_FORMATS", "Audio", "AudioInfo", "info", "load", "save", "save_stream", "stream"]
+__all__ = ["WRITABLE_FORMATS", "Audio", "AudioInfo", "check_range", "info", "load", "save", "save_stream", "stream"]
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 Destination: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
 _LOWEST_RATE, _HIGHEST_RATE = 1000, 768_000
+_HIGHEST_PEAK = 100.0
+"""Of samples that are meant to lie in [-1, 1]: 40 dB over full scale. Speech of unit variance does not reach it; integers made
+floats without a division by their full scale do."""
 _READ_SAMPLES = 65_536
 _WRITABLE = {
     "wav": ("WAV", "PCM_16"),
@@ -718,6 +722,21 @@ def _checked_rate(rate: int, name: str) -> int:
             f"expected {name} from {_LOWEST_RATE} to {_HIGHEST_RATE} Hz, got {value}; pass the rate in Hz, such as 24000"
         )
     return value
+
+
+def check_range(lowest: float, highest: float) -> None:
+    """Refuse samples, by their lowest and their highest, with which no model can do anything.
+
+    Raises:
+        AudioError: NaN or infinite ones, or some that are far beyond full scale.
+    """
+    if not math.isfinite(lowest + highest):
+        raise AudioError("expected finite samples, got NaN or infinite ones; repair this audio or export it again")
+    peak = max(-lowest, highest)
+    if peak > _HIGHEST_PEAK:
+        raise AudioError(
+            f"expected samples in [-1, 1], got a peak of {peak:g}; divide integers by their full scale (int16: 32768)"
+        )
 
 
 def _as_samples(values: npt.ArrayLike) -> Samples:

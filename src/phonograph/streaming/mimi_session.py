@@ -19,6 +19,7 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from phonograph.audio.io import check_range
 from phonograph.errors import AudioError, ConfigError, StreamError
 from phonograph.models.mimi.modeling_mimi import MimiDecoderOutput, MimiEncoderOutput, MimiModel
 from phonograph.nn.state import State
@@ -151,7 +152,8 @@ class MimiEncoderSession(_Session):
         """Take the next samples, (S,) mono or (C, S), and give the codes (Q, F) int64 of the frames now complete.
 
         Raises:
-            AudioError: another shape. StreamError: the session has ended.
+            AudioError: another shape, or (seen on the host only) samples that are not finite or far beyond full scale; the
+                stream stays as it was. StreamError: the session has ended.
         """
         self._refuse_if_ended()
         channels = self.model.config.audio_channels
@@ -160,6 +162,8 @@ class MimiEncoderSession(_Session):
             raise AudioError(f"expected samples of shape ({channels}, any), got {tuple(samples.shape)}; one stream at a time")
         if not chunk.is_floating_point():
             raise AudioError(f"expected floating-point samples in [-1, 1], got {chunk.dtype}; convert them first")
+        if chunk.device.type == "cpu" and chunk.numel() > 0:
+            check_range(*(float(end) for end in chunk.detach().aminmax()))
         self._held = torch.cat([self._held, chunk[None].detach().to(self._held)], dim=-1)
         whole = self._held.shape[-1] // self.model.frame_samples * self.model.frame_samples
         ready, self._held = self._held[..., :whole], self._held[..., whole:]
