@@ -76,6 +76,8 @@ CRITIC = {"options__critic": True, "options__critic_every": 2, "optimizers__crit
 UNEVEN = {"options__masked": True, "options__shuffle": False, "options__batch": 2}
 
 gradients("plain", **UNEVEN)
+patience = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+(FOLDER / f"patience-{RANK}.json").write_text(json.dumps(patience.total_seconds()))
 gradients("accumulated", **UNEVEN, loop__accumulate=3)
 gradients("fsdp", **UNEVEN, loop__distributed="fsdp", loop__accumulate=3)
 run("critic", **UNEVEN, **CRITIC, loop__accumulate=2, options__hidden=True, options__frozen_steps=2)

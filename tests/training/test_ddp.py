@@ -58,6 +58,10 @@ def test_gradients_equal_those_of_the_joined_batch(ran: Path, tmp_path: Path, na
             torch.testing.assert_close(given[parameter].double(), gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_the_others_wait_while_one_judges(ran: Path) -> None:
+    assert told(ran, "patience") > 12 * 3600
+
+
 def test_two_optimisers_equal_one_process(ran: Path, tmp_path: Path) -> None:
     """With accumulation, a part that is frozen at first, parameters without a gradient and steps without the second phase."""
     changes = {**UNEVEN, "options.batch": 4, "options.critic": True, "options.critic_every": 2, "loop.accumulate": 2}

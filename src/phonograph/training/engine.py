@@ -13,6 +13,7 @@ moments and averages between steps, and gathers the parameters for each step.
 import atexit
 import contextlib
 import dataclasses
+import datetime
 import functools
 import inspect
 import logging
@@ -30,6 +31,8 @@ from phonograph.training.task import Losses
 
 __all__ = ["Engine", "Phases"]
 
+_PATIENCE = datetime.timedelta(days=1)
+"""How long processes wait for one another: for as long as the first one judges. One that has died is noticed by torchrun."""
 # Its name in newer versions of torch and in older ones.
 _DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
 _BUFFERS_ARE_SENT = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"
@@ -107,11 +110,11 @@ class Engine:
         if self.world == 1:
             return "auto"
         if self.sharded:
-            return ModelParallelStrategy(_shard, data_parallel_size=self.world, tensor_parallel_size=1)
+            return ModelParallelStrategy(_shard, data_parallel_size=self.world, tensor_parallel_size=1, timeout=_PATIENCE)
         # Whether there were parameters without a gradient depends on the step: layers are dropped, parts are frozen.
         # Buffers are equal on all processes, as `Task` wants them, and need not be sent before each phase.
         buffers: dict[str, Any] = {_BUFFERS_ARE_SENT: False}
-        return DDPStrategy(find_unused_parameters=True, **buffers)
+        return DDPStrategy(find_unused_parameters=True, timeout=_PATIENCE, **buffers)
 
     def set_up(self, modules: nn.ModuleDict) -> None:
         """Move the modules to the device and wrap them; under FSDP their parameters are other objects from then on."""
