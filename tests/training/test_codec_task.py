@@ -346,6 +346,8 @@ def test_a_teacher_s_features_are_averages_at_the_codec_s_frames(tmp_path: Path,
         ({"mel_windows": [1022]}, r"windows of \[1022\] samples must be multiples of four"),
         ({"adversary": {"from_step": None}, "shares": {"mel": 0.0, "waveform": 0.0}}, "one loss must be left"),
         ({"shares": {"adversarial": 0.0}}, "shares.adversarial"),
+        ({"freeze_encoder": True}, "freeze_encoder=True needs pretrained"),
+        ({"config": None, "pretrained": "mimi-mini", "freeze_encoder": True, "quantizer": {"from_step": 1}}, "and neither"),
     ],
 )
 def test_options_are_checked(changed: dict[str, Any], message: str) -> None:
@@ -377,6 +379,27 @@ def test_a_codec_is_tuned_from_a_checkpoint(tmp_path: Path) -> None:
     made = task(tmp_path, config=None, pretrained="mimi-mini", judging={})
     assert made.codec.dtype is torch.float32
     assert all(book.started for book in made.codec.quantizer.codebooks())
+
+
+def test_tokens_stay_what_they_are(tmp_path: Path) -> None:
+    start = MimiModel(MimiConfig(**TINY))
+    start.quantizer(torch.randn(4, 50, 48))
+    start.save_pretrained(tmp_path / "start")
+    options = values(config=None, pretrained=str(tmp_path / "start"), freeze_encoder=True, quantizer={"revive_below": 0.5})
+    recipe = {
+        "task": "codec",
+        "options": options | {"adversary": {"windows": [128], "channels": 4, "from_step": 1}, "judging": {"samples": 0}},
+        "loop": {"steps": 4, "save_minutes": None, "ema_decay": 0.5},
+        "optimizers": {"generator": {"lr": 1e-3, "weight_decay": 0.1}, "discriminator": {"lr": 1e-3}},
+    }
+    trainer = Trainer(parse_recipe(yaml.safe_dump(recipe)), RunOptions(tmp_path / "run", device="cpu", quiet=True))
+    trainer.fit()
+    tuned = MimiModel.from_pretrained(tmp_path / "run" / "model")
+    assert tuned.codebook_hash() == start.codebook_hash()
+    before, after = start.state_dict(), tuned.state_dict()
+    learning = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {name.partition(".")[0] for name in learning} == {"upsample", "decoder_transformer", "decoder"}
+    assert learning == {name for name in before if name.startswith(("upsample.", "decoder_transformer.", "decoder."))}
 
 
 def test_the_bundled_recipe_makes_the_bundled_codec() -> None:

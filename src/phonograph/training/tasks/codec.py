@@ -4,7 +4,8 @@ The codec's output is judged by how far its spectra are from the original's and,
 STFT discriminators and how their features differ; a balancer gives each its share of the gradient. Without the shares `mel` and
 `waveform` training is adversarial only. Some items use fewer codebooks (quantiser dropout), some none: their latents reach the
 decoder as they are. Codebooks start by k-means at `quantizer.from_step` and follow the latents by moving averages; entries that
-are hardly used are revived. With `distillation`, the semantic codebooks learn to say what a speech encoder says.
+are hardly used are revived. With `distillation`, the semantic codebooks learn to say what a speech encoder says. With
+`freeze_encoder` tokens stay what they are, and only what turns them into sound goes on learning.
 
 Figures are of whole held-out utterances at several numbers of codebooks: mel distance, STOI and PESQ where their packages are
 installed and, with `judging.recognizer`, the word error rate beside that of the original (`phonograph.training.codec.judging`).
@@ -131,6 +132,7 @@ class CodecOptions(SpeechOptions):
 
     config: Annotated[dict[str, Any] | None, Rule("fields of MimiConfig, for a codec from nothing")] = None
     pretrained: Annotated[str | None, Rule("name, folder or hub id of a Mimi to start from")] = None
+    freeze_encoder: Annotated[bool, Rule("train the decoder alone, so that tokens stay what they are")] = False
     mel_windows: Annotated[list[int], _WINDOW] = field(default_factory=lambda: [2048, 1024, 512, 256, 128, 64, 32])
     shares: LossShares = field(default_factory=LossShares)
     adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
@@ -147,6 +149,8 @@ class CodecOptions(SpeechOptions):
             raise ConfigError("data.batches.crop_seconds must be given, the length of what is trained on")
         if self.adversary.from_step is None and self.shares.mel == self.shares.waveform == 0:
             raise ConfigError("adversary.from_step=None, shares.mel=0, shares.waveform=0: one loss must be left")
+        if self.freeze_encoder and (self.pretrained is None or self.distillation is not None or self.quantizer.from_step > 0):
+            raise ConfigError("freeze_encoder=True needs pretrained, and neither distillation nor quantizer.from_step")
         if self.config is not None:
             _check_codebooks(self.judging.codebooks, MimiConfig(**self.config))
 
@@ -200,6 +204,8 @@ class CodecTask(SpeechTask):
     def __init__(self, options: CodecOptions, context: RunContext) -> None:
         self.options = options
         codec = _new_codec(options)
+        if options.freeze_encoder:
+            _freeze_tokens(codec)
         config = codec.config
         self._check(config)
         super().__init__(options, context, Needs(config.sampling_rate, transcripts=False, whole=False))
@@ -232,9 +238,10 @@ class CodecTask(SpeechTask):
         others = [parameter for parameter in self.codec.parameters() if id(parameter) not in known]
         if "to_teacher" in self.modules:
             others += list(self.modules["to_teacher"].parameters())
+        trained = [[parameter for parameter in each if parameter.requires_grad] for each in (decayed, others)]
         groups = [
-            ParameterGroup("generator", decayed, "transformers"),
-            ParameterGroup("generator", others, "convolutions and vectors", weight_decay=0.0),
+            ParameterGroup("generator", trained[0], "transformers"),
+            ParameterGroup("generator", trained[1], "convolutions and vectors", weight_decay=0.0),
         ]
         if "discriminators" in self.modules:
             judges = list(self.modules["discriminators"].parameters())
@@ -335,6 +342,11 @@ class CodecTask(SpeechTask):
     def _reconstructed(self, audio: Tensor, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What the codec makes of audio (B, S), the losses that aren't of its output, weighted, and each of them."""
         options = self.options.quantizer
+        if self.options.freeze_encoder:
+            with torch.no_grad():
+                latents = self.codec.encode_latents(audio[:, None])
+                quantized = self.codec.quantizer(latents, counts=self._counts(latents), decay=1.0)  # which moves no codebook
+            return self.codec.decode_latents(quantized.quantized)[:, 0], latents.new_zeros(()), {}
         latents = self.codec.encode_latents(audio[:, None])
         if step < options.from_step:
             return self.codec.decode_latents(latents)[:, 0], latents.new_zeros(()), {}
@@ -388,6 +400,14 @@ def _new_codec(options: CodecOptions) -> MimiModel:
     codec = MimiModel(MimiConfig(**(options.config or {})))
     _quieten(codec)
     return codec
+
+
+def _freeze_tokens(codec: MimiModel) -> None:
+    """Leave what comes after the codewords to be trained: upsampling, transformer and convolutions of the decoder."""
+    codec.requires_grad_(False)
+    for part in (codec.upsample, codec.decoder_transformer, codec.decoder):
+        if part is not None:
+            part.requires_grad_(True)
 
 
 @torch.no_grad()
