@@ -14,6 +14,7 @@ from phonograph import (
     Wav2Vec2Processor,
 )
 from phonograph.errors import ConfigError
+from phonograph.nn.dropout import Dropout
 from phonograph.training import RunOptions, train
 from phonograph.training.task import RunContext
 from phonograph.training.tasks.speech import AugmentationOptions, Stages, split_decayed
@@ -169,6 +170,20 @@ def test_time_masks_grow_with_augmentation(tmp_path):
     shares = [task._masked(64000, lengths, step).float().mean().item() for step in (0, 7, 13)]
     assert shares[0] == 0 < shares[1] < shares[2]
     assert task._masked(64000, lengths, 14) is None
+
+
+@pytest.mark.parametrize("task", ["ctc", "seq2seq"])
+def test_dropout_grows_with_augmentation(task, tmp_path):
+    ctc = {"model": SMALL | {"apply_spec_augment": False, "layerdrop": 0.0, "hidden_dropout": 0.4, "attention_dropout": 0.2}}
+    seq2seq = {"model": SEQ2SEQ | {"dropout": 0.4, "attention_dropout": 0.2}, "pieces": 60}
+    made = built(tmp_path, task, augmentation={"from_step": 4, "ramp_steps": 1}, **(ctc if task == "ctc" else seq2seq))
+    made.modules.train()
+    totals = {step: {first_losses(made, step).total.item() for _ in range(2)} for step in (0, 4, 5, 3)}
+    assert {step: len(total) for step, total in totals.items()} == {0: 1, 4: 2, 5: 2, 3: 1}
+    first_losses(made, 4)
+    assert {round(part.p, 6) for part in made.modules.modules() if isinstance(part, Dropout)} >= {0.2, 0.1}
+    first_losses(made, 5)
+    assert {part.p for part in made.modules.modules() if isinstance(part, Dropout)} >= {0.4, 0.2}
 
 
 def test_features_of_seq2seq_are_masked_from_the_step_on(tmp_path):

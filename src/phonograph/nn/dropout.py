@@ -30,7 +30,12 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout`, drawn by `dropout`."""
+    """`torch.nn.Dropout`, drawn by `dropout`. Training may change its `p` from step to step."""
+
+    @property
+    def now(self) -> float:
+        """The probability as things are: 0 in evaluation."""
+        return self.p if self.training else 0.0
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name that torch.nn.Dropout gives it)
         """Any shape -> the same shape."""

@@ -143,6 +143,8 @@ def test_loss_and_gradients_in_training_mode(pair: Pair) -> None:
     for model in pair:
         model.train()
         for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
             for name in ("dropout", "activation_dropout", "attention_dropout"):
                 if isinstance(getattr(module, name, None), float):
                     setattr(module, name, 0.0)

@@ -26,7 +26,7 @@ from phonograph.models.speech_to_text.positions_speech_to_text import Speech2Tex
 from phonograph.models.speech_to_text.stepping_speech_to_text import Speech2TextDecoderState, new_cache, new_writers
 from phonograph.nn.attention import attention_function, attention_with_weights, full_attention, windowed_attention
 from phonograph.nn.conv import channels_last_
-from phonograph.nn.dropout import dropout
+from phonograph.nn.dropout import Dropout
 from phonograph.nn.linear import Linear
 from phonograph.nn.masks import can_look, inside, lengths_of
 from phonograph.nn.packed import Derived, fast_path, packed_conv
@@ -157,7 +157,7 @@ class Speech2TextAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.k_proj = Linear(embed_dim, embed_dim)
         self.v_proj = Linear(embed_dim, embed_dim)
         self.q_proj = Linear(embed_dim, embed_dim)
@@ -169,7 +169,7 @@ class Speech2TextAttention(nn.Module):
         The attention weights go `into` the list where they are wanted.
         """
         queries, (keys, values) = self._heads(self.q_proj(x)), keys_values
-        count, steps, dropout = queries.shape[2], keys.shape[2], self.dropout if self.training else 0.0
+        count, steps, dropout = queries.shape[2], keys.shape[2], self.dropout.now
         if run.output_attentions:
             mask = visible.mask(count, steps, x.device)
             out, weights = attention_with_weights(queries, keys, values, mask, dropout)
@@ -196,7 +196,7 @@ class _Layer(nn.Module):
 
     def __init__(self, config: Speech2TextConfig, heads: int, width: int) -> None:
         super().__init__()
-        self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
+        self.dropout, self.activation_dropout = Dropout(config.dropout), Dropout(config.activation_dropout)
         self.activation = config.activation_function
         self.self_attn = Speech2TextAttention(config.d_model, heads, config.attention_dropout)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
@@ -207,13 +207,13 @@ class _Layer(nn.Module):
     def _add(self, x: Tensor, linear: nn.Module, inner: Tensor) -> Tensor:
         """The residual x (B, T, d) plus a linear layer's output."""
         if self.training:
-            return x + dropout(linear(inner), self.dropout)
+            return x + cast(Tensor, self.dropout(linear(inner)))
         return cast(Tensor, linear(inner, residual=x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d), with the residual."""
         inner = self.fc1(self.final_layer_norm(x), activation=self.activation)
-        return self._add(x, self.fc2, dropout(inner, self.activation_dropout, self.training))
+        return self._add(x, self.fc2, self.activation_dropout(inner))
 
 
 class Speech2TextEncoderLayer(_Layer):
@@ -257,7 +257,7 @@ class _Stack(nn.Module):
     def __init__(self, config: Speech2TextConfig, layers: Sequence[nn.Module], layerdrop: float) -> None:
         super().__init__()
         self.config = config
-        self.dropout, self.layerdrop = config.dropout, layerdrop
+        self.dropout, self.layerdrop = Dropout(config.dropout), layerdrop
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         self.layers = nn.ModuleList(layers)
         self.layer_norm = nn.LayerNorm(config.d_model)
@@ -308,7 +308,7 @@ class Speech2TextEncoder(_Stack):
         x = self.conv(input_features, lengths) * self.embed_scale
         first = self.embed_positions.first
         positions = self.embed_positions.table(x.shape[1])[first : first + x.shape[1]]
-        x = dropout(x + positions.detach(), self.dropout, self.training)
+        x = self.dropout(x + positions.detach())
         visible = _Visible(None if lengths is None else inside(subsampled(lengths, self.config), x.shape[1]))
         for _, layer in self._kept_layers():
             run.collect(x)
@@ -381,7 +381,7 @@ class Speech2TextDecoder(_Stack):
             state = self.new_state(encoder_hidden_states, encoder_mask, 1, room)
         past = _Past(state, encoder_hidden_states, batch, count)
         x = embedded * self.embed_scale + self._positions(input_ids, past.steps, count)
-        x = dropout(x, self.dropout, self.training)
+        x = self.dropout(x)
         run = self._run(output_attentions, output_hidden_states)
         token_mask = None if attention_mask is None else attention_mask.bool()
         encoder_mask = state.encoder_mask if state is not None and encoder_mask is None else encoder_mask

@@ -113,7 +113,7 @@ class Wav2Vec2Attention(nn.Module):
         size = config.hidden_size
         self.num_heads = config.num_attention_heads
         self.head_dim = size // self.num_heads
-        self.dropout = config.attention_dropout
+        self.dropout = Dropout(config.attention_dropout)
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (Linear(size, size) for _ in range(4))
         self._packed = Derived()
 
@@ -121,13 +121,12 @@ class Wav2Vec2Attention(nn.Module):
         """(B, T, H) -> (B, T, H) before `out_proj`, and the weights (B, N, T, T) if they are wanted."""
         heads = linear_together(x, (self.q_proj, self.k_proj, self.v_proj), self._packed)
         queries, keys, values = heads.view(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
         weights = None
         if how.weights:
             mask = None if how.key_mask is None else how.key_mask[:, None, None]
-            out, weights = attention_with_weights(queries, keys, values, mask, dropout)
+            out, weights = attention_with_weights(queries, keys, values, mask, self.dropout.now)
         else:
-            out = full_attention(queries, keys, values, how.key_mask, how.implementation, dropout)
+            out = full_attention(queries, keys, values, how.key_mask, how.implementation, self.dropout.now)
         return out.transpose(1, 2).flatten(2), weights
 
 

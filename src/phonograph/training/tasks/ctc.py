@@ -8,7 +8,7 @@
 Fine-tuning follows Baevski et al. 2020 (arXiv:2006.11477, section 4.3): convolutions frozen, the transformer for the first
 steps too, masks in time and features. Adapters follow Pratap et al. 2023 (arXiv:2305.13516). From nothing, an intermediate CTC
 loss (Lee and Watanabe 2021, arXiv:2102.03216) and, at first, labels spread evenly over each utterance keep a model from saying
-only blanks.
+only blanks. Masks and dropout grow with augmentation.
 """
 
 import warnings
@@ -204,6 +204,7 @@ class CTCTask(SpeechTask):
         values, mask = wav2vec2_inputs(waveforms, lengths, self.processor.feature_extractor)
         steps = self.model._get_feat_extract_output_lengths(lengths)
         options, model = self.options, self.model
+        self.grow_dropout(step)
         out = model.wav2vec2(
             values,
             mask,

@@ -168,6 +168,7 @@ class Seq2SeqTask(SpeechTask):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Cross-entropy with smoothed labels and CTC in their shares, both a mean over the tokens of the labels."""
         options = self.options
+        self.grow_dropout(step)
         features, frames = self._features(batch["waveforms"], batch["lengths"], step)
         mask = inside(frames, features.shape[1]).long()
         out = self.model(features, mask, labels=batch["labels"], label_smoothing=options.label_smoothing)

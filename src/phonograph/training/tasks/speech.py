@@ -10,6 +10,7 @@ and let augmentation grow from none to all over some thousand steps. It knows no
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from phonograph.audio import Audio
 from phonograph.configuration import Rule
 from phonograph.errors import ConfigError
 from phonograph.files import atomic_write, make_folder
+from phonograph.nn.dropout import Dropout
 from phonograph.training.data import (
     AudioStore,
     Augmenter,
@@ -88,7 +90,8 @@ class DataOptions:
 class AugmentationOptions:
     """How speech is changed in training, and from when on.
 
-    It grows from nothing at `from_step` to its full strength `ramp_steps` later, masks inside models too.
+    It grows from nothing at `from_step` to its full strength `ramp_steps` later; where a model learns to transcribe, its masks
+    and its dropout too.
     """
 
     waveform: AugmentOptions | None = None
@@ -284,6 +287,17 @@ class SpeechTask:
             return waveforms, lengths
         with full_precision(waveforms.device):
             return self._augmenter(waveforms, lengths, strength)
+
+    def grow_dropout(self, step: int) -> None:
+        """Set the probabilities of dropout to those of the model, times augmentation's strength."""
+        strength = self.augmentation.strength(step)
+        for part, p in self._dropouts:
+            part.p = p * strength
+
+    @functools.cached_property
+    def _dropouts(self) -> list[tuple[Dropout, float]]:
+        """With their probabilities before the first step."""
+        return [(part, part.p) for part in self.modules.modules() if isinstance(part, Dropout)]
 
     # Judging
 
