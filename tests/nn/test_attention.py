@@ -229,6 +229,14 @@ def test_training_in_bfloat16_has_the_gradients_of_float64(steps: int, masked: b
         _near(x.grad, expected.grad, 0.02)
 
 
+def test_training_keeps_no_weights_of_long_sequences() -> None:
+    inputs = [x.bfloat16().requires_grad_() for x in heads(2900, batch=1, size=8)]
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        full_attention(*inputs, None, "sdpa")
+    assert max(kept) < 2900**2
+
+
 def _near(x: Tensor, reference: Tensor, share: float) -> None:
     """Off by no more than a share of the reference's own size."""
     distance = (x.detach().double() - reference.detach()).norm()

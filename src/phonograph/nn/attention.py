@@ -58,6 +58,7 @@ _RING_ALIGNMENT = 16
 
 _FEWEST_STEPS_BY_HEAD = 256
 _QUERIES_BY_HEAD = 512
+_MOST_KEPT_WEIGHTS = 2**25  # 64 MB in bfloat16, in each layer: SDPA keeps none
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, "Tensor | None", float], Tensor]
 """(queries (B, H, T, D), keys (B, K, S, D), values (B, K, S, D), mask or None for causal, dropout) -> (B, H, T, D)."""
@@ -144,7 +145,9 @@ def full_attention(
     if dropout == 0 and not grouped and queries.shape[2] >= _FEWEST_STEPS_BY_HEAD and fast_path(queries):
         return _attention_by_head(queries, keys, values, key_mask)
     if not grouped and queries.requires_grad and queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
-        return _attention_in_bfloat16(queries, keys, values, mask, dropout)
+        weights = queries.shape[0] * queries.shape[1] * queries.shape[2] * keys.shape[2]
+        if weights <= _MOST_KEPT_WEIGHTS:
+            return _attention_in_bfloat16(queries, keys, values, mask, dropout)
     return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, enable_gqa=grouped)
 
 
