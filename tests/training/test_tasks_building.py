@@ -172,6 +172,16 @@ def test_time_masks_grow_with_augmentation(tmp_path):
     assert task._masked(64000, lengths, 14) is None
 
 
+def test_feature_masks_grow_with_augmentation(tmp_path):
+    model = SMALL | {"apply_spec_augment": True, "mask_time_prob": 0.0, "mask_feature_prob": 0.6, "mask_feature_length": 2}
+    quiet = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "final_dropout": 0.0, "layerdrop": 0.0}
+    made = built(tmp_path, model=model | quiet, augmentation={"from_step": 4})
+    made.modules.train()
+    totals = {step: {first_losses(made, step).total.item() for _ in range(2)} for step in (3, 4)}
+    assert {step: len(total) for step, total in totals.items()} == {3: 1, 4: 2}
+    assert made.model.config.mask_feature_prob == 0.6
+
+
 @pytest.mark.parametrize("task", ["ctc", "seq2seq"])
 def test_dropout_grows_with_augmentation(task, tmp_path):
     ctc = {"model": SMALL | {"apply_spec_augment": False, "layerdrop": 0.0, "hidden_dropout": 0.4, "attention_dropout": 0.2}}

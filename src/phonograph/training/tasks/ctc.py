@@ -11,6 +11,7 @@ loss (Lee and Watanabe 2021, arXiv:2102.03216) and, at first, labels spread even
 only blanks. Masks and dropout grow with augmentation.
 """
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -205,13 +206,14 @@ class CTCTask(SpeechTask):
         steps = self.model._get_feat_extract_output_lengths(lengths)
         options, model = self.options, self.model
         self.grow_dropout(step)
-        out = model.wav2vec2(
-            values,
-            mask,
-            self._masked(values.shape[1], lengths, step),
-            output_hidden_states=bool(options.intermediate_layers),
-            return_dict=True,
-        )
+        with self._feature_masks(step):
+            out = model.wav2vec2(
+                values,
+                mask,
+                self._masked(values.shape[1], lengths, step),
+                output_hidden_states=bool(options.intermediate_layers),
+                return_dict=True,
+            )
         logits = model.lm_head(model.dropout(out.last_hidden_state))
         targets = CTCTargets(
             steps,
@@ -241,6 +243,17 @@ class CTCTask(SpeechTask):
         count = int(self.model._get_feat_extract_output_lengths(samples, add_adapter=False))
         steps = self.model._get_feat_extract_output_lengths(lengths, add_adapter=False)
         return masked_spans(steps, count, config.mask_time_prob * strength, config.mask_time_length)
+
+    @contextlib.contextmanager
+    def _feature_masks(self, step: int) -> Iterator[None]:
+        """Fewer masked features too, which the model draws as it is configured."""
+        config = self.model.config
+        configured = config.mask_feature_prob
+        config.mask_feature_prob = configured * self.augmentation.strength(step)
+        try:
+            yield
+        finally:
+            config.mask_feature_prob = configured
 
     # Judging
 
