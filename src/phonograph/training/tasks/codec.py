@@ -205,7 +205,9 @@ class CodecTask(SpeechTask):
         self.options = options
         codec = _new_codec(options)
         if options.freeze_encoder:
-            _freeze_tokens(codec)
+            codec.requires_grad_(False)
+            for part in _decoding(codec):
+                part.requires_grad_(True)
         config = codec.config
         self._check(config)
         super().__init__(options, context, Needs(config.sampling_rate, transcripts=False, whole=False))
@@ -232,16 +234,17 @@ class CodecTask(SpeechTask):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The generator's transformers, whose weights decay, and convolutions, whose weights don't; the discriminators."""
-        transformers = [self.codec.encoder_transformer, self.codec.decoder_transformer]
+        codec, frozen = self.codec, self.options.freeze_encoder
+        parts = _decoding(codec) if frozen else [codec]
+        transformers = [codec.decoder_transformer] if frozen else [codec.encoder_transformer, codec.decoder_transformer]
         decayed = [parameter for part in transformers for parameter in part.parameters() if parameter.dim() > 1]
         known = {id(parameter) for parameter in decayed}
-        others = [parameter for parameter in self.codec.parameters() if id(parameter) not in known]
+        others = [parameter for part in parts for parameter in part.parameters() if id(parameter) not in known]
         if "to_teacher" in self.modules:
             others += list(self.modules["to_teacher"].parameters())
-        trained = [[parameter for parameter in each if parameter.requires_grad] for each in (decayed, others)]
         groups = [
-            ParameterGroup("generator", trained[0], "transformers"),
-            ParameterGroup("generator", trained[1], "convolutions and vectors", weight_decay=0.0),
+            ParameterGroup("generator", decayed, "transformers"),
+            ParameterGroup("generator", others, "convolutions and vectors", weight_decay=0.0),
         ]
         if "discriminators" in self.modules:
             judges = list(self.modules["discriminators"].parameters())
@@ -402,12 +405,9 @@ def _new_codec(options: CodecOptions) -> MimiModel:
     return codec
 
 
-def _freeze_tokens(codec: MimiModel) -> None:
-    """Leave what comes after the codewords to be trained: upsampling, transformer and convolutions of the decoder."""
-    codec.requires_grad_(False)
-    for part in (codec.upsample, codec.decoder_transformer, codec.decoder):
-        if part is not None:
-            part.requires_grad_(True)
+def _decoding(codec: MimiModel) -> list[nn.Module]:
+    """What comes after the codewords."""
+    return [part for part in (codec.upsample, codec.decoder_transformer, codec.decoder) if part is not None]
 
 
 @torch.no_grad()
