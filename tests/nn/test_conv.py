@@ -146,6 +146,31 @@ def test_gradients(causal: bool, pad_mode: str) -> None:
     assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (2, 1), (2, 2), (3, 2), (4, 4), (5, 4)])
+@pytest.mark.parametrize("steps", [5, 6, 7, 64, 65])
+def test_wide_convolutions_have_torch_s_gradients(steps: int, kernel: int, stride: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = Conv1d(256, 8, kernel, stride=stride, bias=bias)
+    x = torch.randn(3, steps, 256, requires_grad=True)
+    y = conv(x, "relu")
+    twin = x.detach().double().requires_grad_()
+    weight, added = (None if p is None else p.detach().double().requires_grad_() for p in (conv.weight, conv.bias))
+    reference = F.relu(F.conv1d(twin.transpose(1, 2), weight, added, stride)).transpose(1, 2)
+    torch.testing.assert_close(y.double(), reference, rtol=1e-4, atol=1e-5)
+    towards = torch.randn_like(y)
+    y.backward(towards)
+    reference.backward(towards.double())
+    pairs = [(x.grad, twin.grad), (conv.weight.grad, weight.grad), *([(conv.bias.grad, added.grad)] if bias else [])]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_too_short_is_refused_as_ever() -> None:
+    with pytest.raises(RuntimeError, match=r"[Kk]ernel size"):
+        Conv1d(256, 8, 3, stride=2)(torch.randn(1, 2, 256))
+
+
 def test_gradients_of_a_transposed_convolution() -> None:
     layer = transposed(4, 2).double()
     x = signal(2, 3, 4).double().requires_grad_()

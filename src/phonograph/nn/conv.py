@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from phonograph.errors import ConfigError, StreamError
 from phonograph.nn.activations import ACTIVATIONS
+from phonograph.nn.linear import linear
 from phonograph.nn.masks import inside
 from phonograph.nn.packed import (
     Convolution,
     Derived,
     fast_path,
+    has_kernels,
     pack_linear,
     packed_conv,
     packed_conv_transpose,
@@ -37,6 +39,9 @@ __all__ = [
     "channels_last_",
     "convolve",
 ]
+
+
+_FEWEST_INPUTS = 256
 
 
 @dataclass
@@ -74,10 +79,29 @@ def convolve(x: Tensor, conv: Convolution, padding: int, packed: Derived | None,
     image = x.transpose(1, 2).unsqueeze(2)  # a 2-d convolution of height one: the 1-d entry points copy into channels-first
     if packed is not None:
         return packed_conv(image, conv, padding, packed, activation).squeeze(2).transpose(1, 2)
-    stride, dilation = (1, conv.stride[0]), (1, conv.dilation[0])
-    y = F.conv2d(image, conv.weight.unsqueeze(2), conv.bias, stride, (0, padding), dilation, conv.groups)
-    y = y.squeeze(2).transpose(1, 2)
+    if padding == 0 and _is_faster_as_product(x, conv):
+        y = _convolve_by_product(x, conv)
+    else:
+        stride, dilation = (1, conv.stride[0]), (1, conv.dilation[0])
+        y = F.conv2d(image, conv.weight.unsqueeze(2), conv.bias, stride, (0, padding), dilation, conv.groups)
+        y = y.squeeze(2).transpose(1, 2)
     return y if activation is None else ACTIVATIONS[activation](y)
+
+
+def _is_faster_as_product(x: Tensor, conv: Convolution) -> bool:
+    """Whether oneDNN's gradients of a convolution take longer than gathering its windows: wide, strided ones in float32."""
+    _, inputs, kernel = conv.weight.shape
+    plain = conv.groups == 1 and conv.dilation[0] == 1 and inputs >= _FEWEST_INPUTS
+    plain = plain and kernel <= min(2 * conv.stride[0], x.shape[1])
+    return plain and x.dtype is torch.float32 and torch.is_grad_enabled() and has_kernels(x)
+
+
+def _convolve_by_product(x: Tensor, conv: Convolution) -> Tensor:
+    outputs, _, kernel = conv.weight.shape
+    stride, last = conv.stride[0], x.shape[1] - kernel
+    windows = torch.cat([x[:, tap : last + tap + 1 : stride] for tap in range(kernel)], dim=-1)
+    y = linear(windows.flatten(0, 1), conv.weight.transpose(1, 2).flatten(1), conv.bias)
+    return y.view(x.shape[0], -1, outputs)
 
 
 class Conv1d(nn.Conv1d):
