@@ -88,8 +88,8 @@ def test_recipes_run_dry(name: str, tmp_path: Path, capsys: pytest.CaptureFixtur
 # What the bundled models are made from
 
 
-@pytest.mark.parametrize(("name", "megabytes"), [("wav2vec2-mini", 20), ("s2t-mini", 30)])
-def test_bundled_models_stay_within_their_size_in_float16(name: str, megabytes: float) -> None:
+@pytest.mark.parametrize(("name", "least", "most"), [("wav2vec2-mini", 10, 20), ("s2t-mini", 21, 30)])
+def test_bundled_models_stay_within_their_size_in_float16(name: str, least: float, most: float) -> None:
     options = read_recipe(name).options
     with torch.device("meta"):
         if name == "wav2vec2-mini":
@@ -97,7 +97,7 @@ def test_bundled_models_stay_within_their_size_in_float16(name: str, megabytes: 
         else:
             config = Speech2TextConfig(vocab_size=options.pieces + 4, **options.model)
             model = Speech2TextForConditionalGeneration(config)
-    assert 0.5 * megabytes < 2 * model.num_parameters() / 1e6 < megabytes
+    assert least < 2 * model.num_parameters() / 1e6 < most
 
 
 @pytest.mark.parametrize("name", ["wav2vec2-mini", "s2t-mini", "mimi-mini"])

@@ -91,9 +91,9 @@ def convolve(x: Tensor, conv: Convolution, padding: int, packed: Derived | None,
 def _is_faster_as_product(x: Tensor, conv: Convolution) -> bool:
     """Whether oneDNN's gradients of a convolution take longer than gathering its windows: wide, strided ones in float32."""
     _, inputs, kernel = conv.weight.shape
-    plain = conv.groups == 1 and conv.dilation[0] == 1 and inputs >= _FEWEST_INPUTS
-    plain = plain and kernel <= min(2 * conv.stride[0], x.shape[1])
-    return plain and x.dtype is torch.float32 and torch.is_grad_enabled() and has_kernels(x)
+    plain = conv.groups == 1 and conv.dilation[0] == 1
+    pays = inputs >= _FEWEST_INPUTS and kernel <= min(2 * conv.stride[0], x.shape[1])
+    return plain and pays and x.dtype is torch.float32 and torch.is_grad_enabled() and has_kernels(x)
 
 
 def _convolve_by_product(x: Tensor, conv: Convolution) -> Tensor:

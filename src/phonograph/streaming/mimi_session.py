@@ -157,14 +157,14 @@ class MimiEncoderSession(_Session):
         """
         self._refuse_if_ended()
         channels = self.model.config.audio_channels
-        chunk = samples[None] if samples.dim() == 1 else samples
+        chunk = (samples[None] if samples.dim() == 1 else samples).detach()
         if chunk.dim() != 2 or chunk.shape[0] != channels:
             raise AudioError(f"expected samples of shape ({channels}, any), got {tuple(samples.shape)}; one stream at a time")
         if not chunk.is_floating_point():
             raise AudioError(f"expected floating-point samples in [-1, 1], got {chunk.dtype}; convert them first")
         if chunk.device.type == "cpu" and chunk.numel() > 0:
-            check_range(*(float(end) for end in chunk.detach().aminmax()))
-        self._held = torch.cat([self._held, chunk[None].detach().to(self._held)], dim=-1)
+            check_range(*(float(end) for end in chunk.aminmax()))
+        self._held = torch.cat([self._held, chunk[None].to(self._held)], dim=-1)
         whole = self._held.shape[-1] // self.model.frame_samples * self.model.frame_samples
         ready, self._held = self._held[..., :whole], self._held[..., whole:]
         return self._encode(ready, None)
