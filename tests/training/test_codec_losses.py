@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from phonograph.audio import Audio
 from phonograph.audio.mel import hz_to_mel
 from phonograph.errors import MissingExtraError
+from phonograph.training.codec import discriminators
 from phonograph.training.codec.discriminators import Judgement, StftDiscriminator, StftDiscriminators
 from phonograph.training.codec.losses import (
     GradientBalancer,
@@ -135,6 +136,29 @@ def test_scores_know_time_and_phase() -> None:
     changed[:, :, 20] *= 1j
     moved = (discriminator(spectrum).scores != discriminator(changed).scores).any(-1).flatten().nonzero().flatten()
     assert (moved.min().item(), moved.max().item()) == (20 - 9, 20 + 9)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.002], ids=["speech", "what is faint in it"])
+def test_untrained_discriminators_hear_speech_and_what_is_faint_in_it(level: float) -> None:
+    """Neither layers nor compression lose a signal before training has begun, so that there are gradients to learn from."""
+    torch.manual_seed(0)
+    judge, spectra = StftDiscriminators(WINDOWS, channels=8), Spectra(WINDOWS)
+    audio = (level * noise(2, 4800)).requires_grad_()
+    for judgement in judge(spectra(audio)):
+        sizes = torch.stack([x.square().mean().sqrt() for x in (*judgement.features, judgement.scores)])
+        assert sizes.min() > 0.1
+        assert sizes.max() < 4
+
+
+def test_compression_keeps_phases_and_is_tame_at_silence() -> None:
+    spectrum = torch.polar(torch.tensor([1e-3, 0.05, 5.0]), torch.tensor([0.3, -2.0, 1.0]))
+    compressed = discriminators._compressed(spectrum)
+    torch.testing.assert_close(compressed.angle(), spectrum.angle())
+    assert compressed.abs().tolist() == pytest.approx([0.02 * 0.0008**-0.35, 1.0, 100**0.3], rel=1e-3)
+    silence = torch.zeros(4, dtype=torch.complex64, requires_grad=True)
+    torch.view_as_real(discriminators._compressed(silence)).sum().backward()
+    assert silence.grad is not None
+    assert silence.grad.isfinite().all()
 
 
 def test_halves_of_a_batch_are_judged_as_each_alone() -> None:

@@ -233,6 +233,15 @@ def test_discriminators_come_when_the_recipe_says(tmp_path: Path) -> None:
     assert [group.frozen_steps for group in made.parameter_groups() if group.optimizer == "discriminator"] == [80]
 
 
+def test_a_codec_with_nothing_to_learn_from_yet_stays_as_it_is(tmp_path: Path) -> None:
+    adversary = {"windows": [512], "channels": 2, "from_step": 5}
+    frozen = {"config": None, "pretrained": "mimi-mini", "freeze_encoder": True, "judging": {}}
+    made = task(tmp_path, shares={"mel": 0.0, "waveform": 0.0}, adversary=adversary, **frozen)
+    assert [losses.optimizer for losses in phases(made, first_batch(made), 0)] == ["generator"]
+    gradients = [parameter.grad for parameter in made.codec.decoder.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
 def test_codebooks_come_when_the_recipe_says(tmp_path: Path) -> None:
     made = task(tmp_path, quantizer={"from_step": 5}, adversary={"from_step": None})
     batch = first_batch(made)

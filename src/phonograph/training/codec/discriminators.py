@@ -4,6 +4,9 @@ One network of the same shape for each window looks at the complex spectrum thro
 and frequency how real it is. What lies between its layers serves the feature matching loss. It knows spectra (see
 `phonograph.training.codec.spectra`) and no audio.
 
+Magnitudes are compressed and layers begin at a signal's own size, of which the paper says nothing: without, discriminators had
+learnt nothing after hundreds of steps (docs/log.md).
+
     judge = StftDiscriminators(windows=(2048, 1024, 512, 256, 128), channels=32)
     judgements = judge(spectra(audio))      # one a window, each with its scores and features
 
@@ -12,6 +15,7 @@ Shapes: B signals, N bins of a window, T frames, C channels of the network.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +25,9 @@ from torch.nn.utils.parametrizations import weight_norm
 __all__ = ["Judgement", "StftDiscriminator", "StftDiscriminators"]
 
 _SLOPE = 0.2  # of the leaky rectifier, below zero
+_SPEECH_LEVEL = 0.05  # root mean square, which is what a bin of it has on average
+_POWER = 0.3
+_FAINT = 0.02  # a magnitude relative to speech's below which nothing is raised any more
 
 
 @dataclass
@@ -50,7 +57,7 @@ class StftDiscriminator(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Judgement:
         """(B, N, T) complex -> the judgement."""
-        x = torch.view_as_real(spectrum.transpose(1, 2)).movedim(-1, 1)  # (B, 2, T, N)
+        x = torch.view_as_real(_compressed(spectrum).transpose(1, 2)).movedim(-1, 1)  # (B, 2, T, N)
         x = x.contiguous(memory_format=torch.channels_last)
         features = []
         for layer in self.layers:
@@ -76,8 +83,16 @@ class StftDiscriminators(nn.Module):
         return [discriminator(spectra[int(size)]) for size, discriminator in self.scales.items()]
 
 
+def _compressed(spectrum: Tensor) -> Tensor:
+    """Magnitudes relative to speech's, raised to a power, with the phases that they have."""
+    relative = spectrum / _SPEECH_LEVEL
+    return relative * (torch.view_as_real(relative).square().sum(-1) + _FAINT**2).pow((_POWER - 1) / 2)
+
+
 def _conv(inputs: int, outputs: int, bins: int, stride: int = 1, dilation: int = 1) -> nn.Module:
     padding = (dilation, bins // 2)
     conv = nn.Conv2d(inputs, outputs, (3, bins), (1, stride), padding, (dilation, 1))
+    nn.init.kaiming_normal_(conv.weight, _SLOPE)  # torch's own start makes signals 2.4 times fainter a layer
+    nn.init.zeros_(cast(Tensor, conv.bias))
     normed: nn.Module = weight_norm(conv)
     return normed

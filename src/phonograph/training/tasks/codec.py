@@ -72,6 +72,7 @@ class LossShares:
     """What share of the output's gradient each loss gets, relative to the others; those of EnCodec by default."""
 
     mel: Annotated[float, Rule("of the distance of mel spectra; 0 leaves it out", minimum=0)] = 1.0
+    # Where bits don't suffice for phases this one teaches silence: the recipes leave it out (docs/log.md).
     waveform: Annotated[float, Rule("of the mean absolute difference of samples; 0 leaves it out", minimum=0)] = 0.1
     adversarial: Annotated[float, Rule("of the discriminators' scores", above=0)] = 3.0
     features: Annotated[float, Rule("of the difference of discriminators' features", above=0)] = 3.0
@@ -274,7 +275,7 @@ class CodecTask(SpeechTask):
                 real = self.modules["discriminators"](original)
             fake = self.modules["discriminators"](spectra)
             judged |= {"adversarial": adversarial_loss(fake), "features": feature_loss(real, fake)}
-        balanced = self.modules["balancer"](judged, leaf, made) if judged else made.new_zeros(())
+        balanced = self.modules["balancer"](judged, leaf, made) if judged else 0 * made.sum()
         yield Losses("generator", balanced + extra, {**judged, **parts}, weight=float(len(audio)))
         if adversarial:
             both = {size: torch.cat([original[size], spectra[size].detach()]) for size in original}
