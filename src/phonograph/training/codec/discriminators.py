@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from phonograph.training.codec.spectra import SPEECH_LEVEL
+
 __all__ = ["Judgement", "StftDiscriminator", "StftDiscriminators"]
 
 _SLOPE = 0.2  # of the leaky rectifier, below zero
-_SPEECH_LEVEL = 0.05  # root mean square, which is what a bin of it has on average
 _POWER = 0.3
 _FAINT = 0.02  # a magnitude relative to speech's below which nothing is raised any more
 
@@ -85,7 +86,7 @@ class StftDiscriminators(nn.Module):
 
 def _compressed(spectrum: Tensor) -> Tensor:
     """Magnitudes relative to speech's, raised to a power, with the phases that they have."""
-    relative = spectrum / _SPEECH_LEVEL
+    relative = spectrum / SPEECH_LEVEL
     return relative * (torch.view_as_real(relative).square().sum(-1) + _FAINT**2).pow((_POWER - 1) / 2)
 
 

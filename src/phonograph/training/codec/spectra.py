@@ -15,7 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Spectra"]
+__all__ = ["SPEECH_LEVEL", "Spectra"]
+
+SPEECH_LEVEL = 0.05  # root mean square, and what a bin has on average
 
 
 class Spectra(nn.Module):

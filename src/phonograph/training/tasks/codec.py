@@ -44,7 +44,7 @@ from phonograph.training.codec.losses import (
     feature_loss,
 )
 from phonograph.training.codec.pictures import draw_spectrograms
-from phonograph.training.codec.spectra import Spectra
+from phonograph.training.codec.spectra import SPEECH_LEVEL, Spectra
 from phonograph.training.data import SpeechBatch, Utterance
 from phonograph.training.data.augment import change_speed
 from phonograph.training.task import Batch, Losses, ParameterGroup, RunContext
@@ -62,7 +62,6 @@ __all__ = [
 ]
 
 _TEACHER_RATE = 16000
-_SPEECH_LEVEL = 0.05  # root mean square
 _LEVEL_FRAMES = 10
 _WINDOW = Rule("sizes in samples, multiples of four", minimum=16)
 
@@ -417,11 +416,11 @@ def _quieten(codec: MimiModel) -> None:
 
     As initialised it is a hundred times too loud, and the steps that quieten it silence the encoder for thousands more.
     """
-    noise = _SPEECH_LEVEL * torch.randn(1, codec.config.audio_channels, _LEVEL_FRAMES * codec.frame_samples)
+    noise = SPEECH_LEVEL * torch.randn(1, codec.config.audio_channels, _LEVEL_FRAMES * codec.frame_samples)
     made = codec.decode_latents(codec.encode_latents(noise))
     last = cast(StreamingConv1d, codec.decoder.layers[-1]).conv
     for parameter in last.parameters():
-        parameter.mul_(_SPEECH_LEVEL / made.std())
+        parameter.mul_(SPEECH_LEVEL / made.std())
 
 
 def _check_codebooks(numbers: Sequence[int], config: MimiConfig) -> None:
