@@ -11,14 +11,13 @@ the middle too. Prints a table and ends with one JSON line.
 
 import argparse
 import json
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from phonograph.benchmarks import installed
+from phonograph.benchmarks import installed, processor
 from phonograph.training import RunOptions, parse_recipe, read_recipe, train
 
 SMALL = {
@@ -54,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory() as temporary:
         curves = {arm: curve(arm, chosen, (chosen.output or Path(temporary)) / arm) for arm in chosen.arms}
-    about = {"processor": platform.processor(), "torch": installed("torch"), "steps": chosen.steps, "sources": chosen.sources}
+    about = {"processor": processor(), "torch": installed("torch"), "steps": chosen.steps, "sources": chosen.sources}
     print(json.dumps({**about, "arms": curves}))
 
 

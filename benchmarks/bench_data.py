@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from phonograph.benchmarks import installed
+from phonograph.benchmarks import processor, versions
 from phonograph.loading.hub import BUNDLED_SPEECH
 from phonograph.training.data import (
     AudioStore,
@@ -179,8 +178,8 @@ def main() -> None:
         "workers": options.workers,
         "batch_seconds": options.batch_seconds,
         "processors": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "versions": {package: installed(package) for package in ("torch", "phonograph", "soundfile", "soxr", "numpy")},
+        "processor": processor(),
+        "versions": versions("soundfile", "soxr", "numpy"),
         "hours_a_second": hours,
         "fill_seconds": fill_seconds,
         "ratios": {f"{name} / {PEER}": hours[name] / hours[PEER] for name in (MEMORY, DISK)},

@@ -10,7 +10,6 @@ with one JSON line.
 
 import argparse
 import json
-import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from phonograph.audio.fbank import fbank, frame_count
-from phonograph.benchmarks import installed, medians
+from phonograph.benchmarks import medians, processor, versions
 
 RATE = 16000
 OURS = "phonograph fp32"
@@ -93,8 +92,8 @@ def main() -> None:
         "clips": options.batch,
         "seconds_of_audio": options.seconds,
         "rounds": options.rounds,
-        "processor": platform.processor() or platform.machine(),
-        "versions": {name: installed(name) for name in ("torch", "phonograph", "kaldi-native-fbank")},
+        "processor": processor(),
+        "versions": versions("kaldi-native-fbank"),
         "results": results,
     }
     print(json.dumps(report))

@@ -10,7 +10,6 @@ installed. Also: how much of the ids equal those of our float32 model.
 import argparse
 import itertools
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from phonograph import Speech2TextConfig, Speech2TextForConditionalGeneration
-from phonograph.benchmarks import DTYPES, installed, medians, transformers_model
+from phonograph.benchmarks import DTYPES, installed, medians, processor, transformers_model, versions
 from phonograph.cli.console import print_table
 
 FRAMES_PER_SECOND = 100
@@ -110,8 +109,8 @@ def report(seconds: dict[str, dict[str, float]], equal: dict[str, dict[str, floa
     result = {
         "benchmark": "speech_to_text",
         **vars(options),
-        "processor": platform.processor() or platform.machine(),
-        "versions": {name: installed(name) for name in ("torch", "phonograph", "transformers")},
+        "processor": processor(),
+        "versions": versions("transformers"),
         "times": seconds,
         "ids_equal": equal,
     }

@@ -8,7 +8,6 @@ a time is a median, and the last line is JSON. transformers is left out where it
 
 import argparse
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from phonograph import Speech2TextConfig, Speech2TextForConditionalGeneration, Wav2Vec2Config, Wav2Vec2ForCTC
-from phonograph.benchmarks import DTYPES, installed, medians, transformers_model
+from phonograph.benchmarks import DTYPES, installed, medians, processor, transformers_model, versions
 from phonograph.cli.console import print_table
 
 SAMPLES_PER_SECOND, FRAMES_PER_SECOND, LETTERS_PER_SECOND, PIECES_PER_SECOND = 16000, 100, 14, 4
@@ -102,8 +101,8 @@ def report(seconds: dict[str, dict[str, float]], options: argparse.Namespace) ->
     result = {
         "benchmark": "training",
         **vars(options),
-        "processor": platform.processor() or platform.machine(),
-        "versions": {name: installed(name) for name in ("torch", "phonograph", "transformers")},
+        "processor": processor(),
+        "versions": versions("transformers"),
         "times": seconds,
     }
     print(json.dumps(result))

@@ -11,7 +11,6 @@ float32 model for the clip alone (random weights decide narrowly; frames that pa
 import argparse
 import importlib
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -32,7 +31,7 @@ from phonograph import (
 )
 from phonograph.api.ctc import CTCRecognizer
 from phonograph.api.inputs import groups_by_length
-from phonograph.benchmarks import DTYPES, installed, medians, transformers_model
+from phonograph.benchmarks import DTYPES, installed, medians, processor, transformers_model, versions
 from phonograph.cli.console import print_table
 
 RATE = 16000
@@ -164,8 +163,8 @@ def report(seconds: dict[str, dict[str, float]], equal: dict[str, dict[str, floa
     result = {
         "benchmark": "wav2vec2",
         **vars(options),
-        "processor": platform.processor() or platform.machine(),
-        "versions": {name: installed(name) for name in ("torch", "phonograph", "transformers", "onnxruntime")},
+        "processor": processor(),
+        "versions": versions("transformers", "onnxruntime"),
         "times": seconds,
         "equal": equal,
     }

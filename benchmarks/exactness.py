@@ -12,7 +12,6 @@ weights only. Prints tables and ends with one JSON line. Peers that are not inst
 
 import argparse
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +22,16 @@ import torch
 from torch import Tensor
 
 from phonograph import MimiModel, audio
-from phonograph.benchmarks import installed, moshi_model, moshi_state, random_model, transformers_model, versions
+from phonograph.benchmarks import (
+    PEERS,
+    installed,
+    moshi_model,
+    moshi_state,
+    processor,
+    random_model,
+    transformers_model,
+    versions,
+)
 from phonograph.cli.console import print_table
 from phonograph.loading.hub import BUNDLED_SPEECH
 from phonograph.verify import compare_codes, largest_difference, verify
@@ -208,8 +216,8 @@ def main() -> None:
         "recordings": len(clips),
         "seconds_of_audio": round(sum(clip.duration_seconds for clip in loaded), 3),
         "threads": arguments.threads,
-        "processor": platform.processor() or platform.machine(),
-        "versions": versions(),
+        "processor": processor(),
+        "versions": versions(*PEERS),
         "comparisons": [asdict(row) for row in rows],
     }
     print(json.dumps(report))

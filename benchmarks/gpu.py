@@ -29,6 +29,7 @@ from torch import Tensor
 from phonograph import MimiConfig, MimiModel, audio
 from phonograph.benchmarks import (
     FRAME,
+    PEERS,
     RATE,
     installed,
     moshi_model,
@@ -360,7 +361,7 @@ def main() -> None:
     print_table(result)
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     report = {"benchmark": "mimi gpu", "dtype": "bf16", "codebooks": CODEBOOKS, "quick": options.quick, "rounds": plan.rounds}
-    print(json.dumps(report | {"processor": processor, "versions": versions()} | result))
+    print(json.dumps(report | {"processor": processor, "versions": versions(*PEERS)} | result))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ __all__ = [
     "CODEBOOKS",
     "DTYPES",
     "FRAME",
+    "PEERS",
     "RATE",
     "Codec",
     "Options",
@@ -45,6 +46,7 @@ __all__ = [
     "medians",
     "moshi_model",
     "moshi_state",
+    "processor",
     "random_model",
     "run",
     "transformers_model",
@@ -54,6 +56,7 @@ __all__ = [
 FRAME = 1920
 RATE = 24000
 CODEBOOKS = 32
+PEERS = ("transformers", "moshi", "rustymimi")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 WARM_FRAMES = 300
@@ -149,8 +152,8 @@ def _run(options: Options, model: MimiModel) -> Report:
         seconds_of_audio=(1 if options.live else frames) * frame / rate,
         threads=torch.get_num_threads(),
         rounds=options.rounds,
-        processor=platform.processor() or platform.machine(),
-        versions=versions(),
+        processor=processor(),
+        versions=versions(*PEERS),
         seconds=seconds,
         quantizer_share_of_encode=None if options.live else _quantizer_share(model, audio, options.rounds),
     )
@@ -234,9 +237,14 @@ def installed(package: str) -> str | None:
         return None
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of all that takes part."""
-    return {package: installed(package) for package in ("torch", "phonograph", "transformers", "moshi", "rustymimi")}
+def versions(*peers: str) -> dict[str, str | None]:
+    """Versions of torch, of this package and of those that it is measured beside."""
+    return {package: installed(package) for package in ("torch", "phonograph", *peers)}
+
+
+def processor() -> str:
+    """What the processor is called, or its kind."""
+    return platform.processor() or platform.machine()
 
 
 def _peers(model: MimiModel) -> list[tuple[str, str]]:
