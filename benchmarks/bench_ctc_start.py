@@ -78,8 +78,9 @@ def values(arm: str, chosen: argparse.Namespace) -> dict[str, Any]:
     options, loop = recipe["options"], recipe["loop"]
     options["data"] |= {"where": {"source": chosen.sources} if chosen.sources else {}, "workers": 1, "held_out_most": 80}
     options["data"]["batches"]["batch_seconds"] = 40
-    loop |= {"steps": chosen.steps, "max_minutes": None, "evaluate_every": max(chosen.steps // 6, 1)}
-    loop |= {"precision": "float32", "ema_decay": 0.99}
+    evaluate_every = max(chosen.steps // 6, 1)  # each with a line of the log before it, for the loss
+    loop |= {"steps": chosen.steps, "evaluate_every": evaluate_every, "log_every": min(loop["log_every"], evaluate_every)}
+    loop |= {"max_minutes": None, "precision": "float32", "ema_decay": 0.99}
     recipe["optimizers"]["main"]["schedule"] = {"kind": "cosine", "warmup_steps": chosen.steps // 8, "final_factor": 0.1}
     # What the recipe says in steps, in proportion to those there are here.
     parts = {"data.first_batches": chosen.steps // 3, "augmentation.from_step": chosen.steps}
